@@ -1,16 +1,16 @@
 """Stage 3: the loop around a method, one shard at a time: rounds, resume, divergence."""
 
 import math
-import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from apm_core import methods, store
+from apm_core import memory, methods, store
 from apm_core.device import Compute
-from apm_core.errors import DivergenceError
-from apm_core.methods.base import Job, Method, Shard, to_device
+from apm_core.errors import DivergenceError, OutOfMemoryError
+from apm_core.methods.base import Job, Method, Shard, State, settled
 from apm_core.prepare import PreparedData
 from apm_core.resume import Resume
 from apm_core.run import Run
@@ -18,6 +18,22 @@ from apm_core.teachers import TeacherPool
 from apm_core.train import Progress, silent
 
 KIND = "shard"
+HOME_SHARE = 0.25  # of the memory of a GPU, or of its budget, that images and momentum may take
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The memory that a job may take."""
+
+    bytes: int
+    key: str  # of the setting it comes from, for messages
+
+    @classmethod
+    def of(cls, options: dict[str, Any], compute: Compute) -> "Budget | None":
+        """The budget for this device in the config's section `compute`, or None."""
+        name = "gpu_memory_gb" if compute.device.type == "cuda" else "memory_gb"
+        size = options[name]
+        return None if size is None else cls(int(size * memory.GB), f"compute.{name}")
 
 
 def distill(
@@ -27,26 +43,93 @@ def distill(
     rounds: int,
     resume: Resume | None = None,
     progress: Progress = silent,
+    budget: Budget | None = None,
 ) -> Shard:
     """Run rounds 0..R of `method` (rounds = R + 1; 0: only its initial images).
 
     With `resume` the state is saved as time passes and a saved one is continued; the result has the
-    same bits.
+    same bits. With `budget` the segment is what fits into it. When memory runs out all the same,
+    the segment is halved and the round done again.
     Raises DivergenceError at the first round whose figures are not finite.
     """
     saved = resume.load() if resume else None
     if saved is None:
         state, first = method.init(job), 0
+        if rounds:
+            if budget:
+                job = fitted(method, job, state, budget)
+            predict(method, job, state, rounds)
     else:
-        state, first = to_device(saved["state"], job.compute.device), saved["round"]
+        job = replace(job, segment=saved["segment"])
+        state, first = settled(saved["state"], method, job), saved["round"]
         method.attach(job)
-    for index in range(first, rounds):
-        figures = method.step(state, index)
-        require_finite(index, figures)
-        if resume and resume.due():
-            resume.save({"round": index + 1, "state": state})
-        progress(index + 1, rounds, figures)
+    index = first
+    while index < rounds:
+        try:
+            figures = method.step(state, index)
+        except RuntimeError as error:
+            if not memory.is_exhausted(error):
+                raise
+            job = halved(job, len(state["images"]), error)
+        else:
+            require_finite(index, figures)
+            index += 1
+            if resume and resume.due():
+                resume.save({"round": index, "segment": job.segment, "state": state})
+            progress(index, rounds, figures)
+            continue
+        memory.reset_peak(job.compute)
+        method.attach(job)
     return method.finish(state)
+
+
+def fitted(method: Method, job: Job, state: State, budget: Budget) -> Job:
+    """The job with the largest segment whose rehearsal stays within the budget.
+
+    It is measured uncompiled, which takes more memory than compiled and no time to compile.
+    """
+    plain = replace(job.compute, compile="off")
+
+    def need(segment: int) -> int:
+        method.attach(replace(job, compute=plain, segment=segment))
+        memory.reset_peak(plain)
+        method.rehearse(state, plain.clock)
+        return memory.peak(plain)
+
+    method.attach(replace(job, compute=plain, segment=1))
+    images, _ = method.rehearse(state, plain.clock)
+    most = min(images, job.segment or images)
+    segment, needed = memory.largest_segment(need, most, budget.bytes, budget.key)
+    job.compute.report(
+        f"{budget.key}: {budget.bytes / memory.GB:.3g} GB allow {segment} images at a time, which"
+        f" take {needed / memory.GB:.3g} GB"
+    )
+    job = replace(job, segment=segment)
+    method.attach(job)
+    return job
+
+
+def predict(method: Method, job: Job, state: State, rounds: int) -> None:
+    """Report how long the rounds will take; compiles what they need."""
+    memory.reset_peak(job.compute)
+    method.rehearse(state, job.compute.clock)
+    _, seconds = method.rehearse(state, job.compute.clock)
+    job.compute.report(
+        f"expected: {seconds * rounds / 3600:.2g} h for {rounds} rounds of {seconds:.3g} s, and"
+        f" {memory.peak(job.compute) / memory.GB:.3g} GB"
+    )
+
+
+def halved(job: Job, images: int, error: RuntimeError) -> Job:
+    """The job with half the segment; raises OutOfMemoryError when it is one image already."""
+    before = min(job.segment or images, images)
+    if before == 1:
+        raise OutOfMemoryError(
+            "distillation: out of memory with one image at a time: lower recipe.batch or"
+            f" teachers.width, or use a larger device ({str(error).splitlines()[0]})"
+        ) from error
+    job.compute.report(f"out of memory with {before} images at a time: going on with {before // 2}")
+    return replace(job, segment=before // 2)
 
 
 def require_finite(index: int, figures: dict[str, float]) -> None:
@@ -69,22 +152,35 @@ def distill_shard(
     run: Run,
     *,
     segment: int | None = None,
+    budget: Budget | None = None,
 ) -> store.Artifact:
     """Distil shard number `shard` as `settings` say and write it to `path`."""
-    started = time.perf_counter()
     name = settings["method"]
     method = methods.build(name, settings)
     last = settings.get("rounds", 0)
-    job = Job(data, pool, run.compute, settings["ipc"], shard, last, settings["seed"], segment)
+    job = Job(
+        data,
+        pool,
+        run.compute,
+        settings["ipc"],
+        shard,
+        last,
+        settings["seed"],
+        segment,
+        home_of(data, settings["ipc"], run.compute, budget),
+    )
     rounds = last + 1 if methods.entry(name).iterative else 0
-    result = distill(method, job, rounds=rounds, resume=run.resume, progress=run.progress)
+    result = distill(
+        method, job, rounds=rounds, resume=run.resume, progress=run.progress, budget=budget
+    )
+    run.compute.report(f"peak memory {memory.peak(run.compute) / memory.GB:.3g} GB")
     arrays = {"images": result.images.numpy(), "classes": result.classes.numpy()}
     if result.targets is not None:
         arrays["targets"] = result.targets.numpy()
     info = {
         "shard": shard,
-        "seconds": time.perf_counter() - started,
-        "peak_memory_bytes": peak_memory(run.compute),
+        "seconds": run.seconds(),
+        "peak_memory_bytes": memory.peak(run.compute),
         "device": run.compute.describe(),
         "precision": run.compute.precision,
     }
@@ -94,10 +190,15 @@ def distill_shard(
     return store.write(path, KIND, arrays, settings=settings, inputs=inputs, info=info)
 
 
-def peak_memory(compute: Compute) -> int:
-    """Peak bytes of this process: on the device for a GPU, resident for a CPU."""
-    if compute.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(compute.device)
-    import resource  # not on every system, and needed for a CPU alone
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def home_of(data: PreparedData, ipc: int, compute: Compute, budget: Budget | None) -> torch.device:
+    """Where a shard of `ipc` images per class lives: on the device, or in host memory where it
+    would take more than a quarter of the device.
+    """
+    if compute.device.type == "cpu":
+        return compute.device
+    limit = (
+        budget.bytes if budget else torch.cuda.get_device_properties(compute.device).total_memory
+    )
+    pixels = ipc * data.shape.classes * math.prod(data.shape.image)
+    taken = 2 * 4 * pixels  # images and momentum, float32
+    return compute.device if taken <= HOME_SHARE * limit else torch.device("cpu")

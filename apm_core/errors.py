@@ -21,3 +21,7 @@ class ArtifactError(ApmError, OSError):
 
 class DivergenceError(ApmError, ArithmeticError):
     """Training produced a value that is not finite."""
+
+
+class OutOfMemoryError(ApmError, MemoryError):
+    """The work does not fit into memory, however it is cut."""

@@ -76,14 +76,8 @@ def train_and_test(
     spec = Spec(settings["network"], data.shape, settings["width"], settings["depth"])
     test = data.examples("test", run.compute)
     networks = settings["networks"]
-    trainer = Trainer(
-        spec.memory(run.compute.device),
-        recipe,
-        run.compute,
-        image=spec.shape.image,
-        count=len(examples.images),
-        networks=networks,
-    )
+    memory = spec.memory(run.compute.device)
+    trainer = Trainer(memory, recipe, run.compute, examples, networks=networks)
 
     def one(position: int, number: int) -> dict[str, float]:
         started = time.perf_counter()
@@ -92,7 +86,7 @@ def train_and_test(
             run.progress(position * total + done, networks * total, figures)
 
         start = spec.fresh(*stream, spec.name, number, "weights")
-        trainer.fit(start, examples, *stream, spec.name, number, progress=show)
+        trainer.fit(start, *stream, spec.name, number, progress=show)
         score = accuracy(trainer.net, test, run.compute)
         return {"accuracy": score, "seconds": time.perf_counter() - started}
 

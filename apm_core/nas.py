@@ -157,15 +157,8 @@ def _train_all(
         started = time.perf_counter()
         stream = (settings["seed"], stage, *job)
         net = _network(job[1], data.shape, settings, run.compute, stream)
-        trainer = Trainer(
-            net,
-            recipe,
-            run.compute,
-            image=data.shape.image,
-            count=len(examples.images),
-            networks=1,
-        )
-        trainer.fit(net.snapshot(), examples, *stream)
+        trainer = Trainer(net, recipe, run.compute, examples, networks=1)
+        trainer.fit(net.snapshot(), *stream)
         score = accuracy(net, test, run.compute)
         run.progress(position + 1, len(jobs), {"accuracy": score})
         return {"accuracy": score, "seconds": time.perf_counter() - started}

@@ -14,7 +14,7 @@ from apm_core import store
 from apm_core.errors import ArtifactError
 from apm_core.settings import fingerprint
 
-FORMAT = 1
+FORMAT = 2
 Item = TypeVar("Item")
 
 
@@ -30,7 +30,8 @@ class Resume:
         self.fingerprint = fingerprint(identity)
         self.path = Path(folder) / f"{self.fingerprint}.pt"
         self.every = every  # seconds between saves
-        self._saved = time.monotonic()
+        self.earlier = 0.0  # seconds of work of the killed runs, up to the state that was loaded
+        self._saved = self._started = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
         """The saved state, or None. Raises ArtifactError for a damaged file or one of other
@@ -45,7 +46,7 @@ class Resume:
                     raise zipfile.BadZipFile(f"{broken} does not match its checksum")
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             header = (saved["format"], saved["fingerprint"])
-            state = saved["state"]
+            state, seconds = saved["state"], float(saved.get("seconds", 0.0))
         # torch reports damage by errors of zipfile, pickle or its own
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -57,6 +58,7 @@ class Resume:
                 f"{self.path}: the resume file has format {header[0]} and settings {header[1]},"
                 f" expected {FORMAT} and {self.fingerprint}: {remedy}"
             )
+        self.earlier = seconds
         return state
 
     def due(self) -> bool:
@@ -66,9 +68,13 @@ class Resume:
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file by one that holds `state`."""
         with store.atomic_path(self.path) as temporary:
-            torch.save(
-                {"format": FORMAT, "fingerprint": self.fingerprint, "state": state}, temporary
-            )
+            saved = {
+                "format": FORMAT,
+                "fingerprint": self.fingerprint,
+                "seconds": self.earlier + time.monotonic() - self._started,
+                "state": state,
+            }
+            torch.save(saved, temporary)
         self._saved = time.monotonic()
 
     def clear(self) -> None:

@@ -30,6 +30,6 @@ def seeded(*path: Path) -> Iterator[None]:
     """Run torch code that only knows the global generator (initialisation, dropout) on its own
     stream.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive(*path))
         yield

@@ -1,6 +1,7 @@
 """What a stage is run with, whatever it does: where to compute, what to continue, whom to tell."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from apm_core.device import Compute
 from apm_core.resume import Resume
@@ -14,3 +15,9 @@ class Run:
     compute: Compute
     resume: Resume | None = None  # None: a killed job starts anew
     progress: Progress = silent
+    started: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        """Time that the job has taken, that of killed runs before this one included."""
+        earlier = self.resume.earlier if self.resume else 0.0
+        return earlier + time.monotonic() - self.started

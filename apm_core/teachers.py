@@ -1,6 +1,5 @@
 """Stage 2: a pool of networks trained on the full data."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ class TeacherPool:
     """Trained networks of one architecture; one network in memory serves them all."""
 
     spec: Spec
-    vectors: Tensor  # (n, P) float32 on the device
+    vectors: Tensor  # (n, P) float32 in host memory
     net: FlatNet
     artifacts: tuple[store.Artifact, ...] = ()
 
@@ -53,7 +52,7 @@ class TeacherPool:
         vectors = torch.from_numpy(np.concatenate([a.arrays["parameters"] for a in artifacts]))
         net = specs[0].memory(compute.device)
         net.module.eval().requires_grad_(False)
-        return cls(specs[0], vectors.to(compute.device), net, artifacts)
+        return cls(specs[0], vectors, net, artifacts)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -63,10 +62,12 @@ class TeacherPool:
         self.net.load(self.vectors[index])
         return self.net
 
-    def logits(self, index: int | None, images: Images, compute: Compute) -> Tensor:
+    def logits(
+        self, index: int | None, images: Images, compute: Compute, *, batch: int = 1000
+    ) -> Tensor:
         """Predictions (N, C) of teacher `index` on clean images, or of the pool's mean (None)."""
         members = range(len(self)) if index is None else [index]
-        total = sum(logits(self.load(member), images, compute) for member in members)
+        total = sum(logits(self.load(m), images, compute, batch=batch) for m in members)
         return total / len(members)
 
 
@@ -97,18 +98,11 @@ def train_group(
     `snapshots`, the parameters at initialisation and after every epoch are kept as one array
     (member, epoch, parameter).
     """
-    started = time.perf_counter()
     spec = Spec(settings["network"], data.shape, settings["width"], settings["depth"])
     recipe, seed = teacher_recipe(settings), settings["seed"]
     train, test = data.examples("train", run.compute), data.examples("test", run.compute)
-    trainer = Trainer(
-        spec.memory(run.compute.device),
-        recipe,
-        run.compute,
-        image=spec.shape.image,
-        count=len(train.images),
-        networks=len(members),
-    )
+    memory = spec.memory(run.compute.device)
+    trainer = Trainer(memory, recipe, run.compute, train, networks=len(members))
 
     def one(position: int, member: int) -> dict[str, Any]:
         def show(done: int, total: int, figures: dict[str, float]) -> None:
@@ -116,7 +110,7 @@ def train_group(
 
         start = spec.fresh(seed, "teacher", member, "weights")
         keep = range(recipe.passes) if settings["snapshots"] else ()
-        kept = trainer.fit(start, train, seed, "teacher", member, keep=keep, progress=show)
+        kept = trainer.fit(start, seed, "teacher", member, keep=keep, progress=show)
         return {
             "parameters": trainer.net.snapshot().cpu(),
             "snapshots": [start, *(vector.cpu() for vector in kept)],
@@ -131,7 +125,7 @@ def train_group(
         "network": spec.to_dict(),
         "members": list(members),
         "test_accuracy": [t["accuracy"] for t in trained],
-        "seconds": time.perf_counter() - started,
+        "seconds": run.seconds(),
         "device": run.compute.describe(),
         "precision": run.compute.precision,
     }

@@ -2,21 +2,21 @@
 `Trainer.fit`.
 
 The examples live on the device and are indexed by permutations; all random numbers of a pass are
-drawn at once and moved in one copy; nothing in a step waits for the device.
+drawn at once and moved in one copy; nothing in a step waits for the device. On a GPU a step is one
+CUDA graph per augmentation group.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from apm_core import augment, rng
-from apm_core.device import Compute
+from apm_core.device import Compute, captured
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.nets.flat import FlatNet
 
@@ -127,31 +127,67 @@ class Examples:
     targets: Tensor  # (N,) int64 or (N, C) float32
 
 
-class Trainer:
-    """Trains networks of one architecture, one after another, in the same memory.
+class Rows:
+    """The batches of one size in one pass: which examples, under which random numbers.
 
-    The parameters are copied in and out, so what is compiled once serves every network.
+    Filled in one copy a pass; on the device, `position` counts the steps, so that a replayed step
+    finds its own batch.
+    """
+
+    def __init__(self, size: int, steps: int, device: torch.device) -> None:
+        self.size, self.steps = size, steps
+        self.order = torch.zeros(steps, size, dtype=torch.int64, device=device)
+        self.uniform = torch.zeros(steps, augment.NUMBERS, size, device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def fill(self, order: Tensor, draws: Sequence[augment.Draw | None]) -> None:
+        """Take the batches of a pass: examples (steps * size,) and a draw for each step."""
+        self.order.copy_(order.view(self.steps, self.size), non_blocking=True)
+        numbers = [drawn.uniform for drawn in draws if drawn]
+        if numbers:
+            self.uniform.copy_(torch.stack(numbers), non_blocking=True)
+        self.position.zero_()
+
+    def next(self, group: str | None) -> tuple[Tensor, augment.Draw | None]:
+        """Examples (size,) and augmentation by `group` of the step whose turn it is."""
+        index = self.order.index_select(0, self.position)[0]
+        uniform = self.uniform.index_select(0, self.position)[0]
+        self.position.add_(1).remainder_(self.steps)
+        return index, augment.Draw(group, uniform) if group else None
+
+
+class Trainer:
+    """Trains networks of one architecture on one set of examples, one after another, in the same
+    memory.
+
+    Everything that a step reads or writes stays at its place (the parameters are copied in and out,
+    the random numbers of a pass are copied into buffers), so what is compiled, or captured as a
+    CUDA graph, for the first network serves them all.
 
     Args:
         net: the memory; its contents are overwritten.
         recipe: how to train.
-        image: (C, S, S), the shape of one image.
-        count: images in the training set.
-        networks: how many will be trained; with `image` and `count` it tells how long the work
-            will be, and so whether compiling it pays.
+        examples: the training set. Its tensors may be overwritten between two networks.
+        networks: how many will be trained; it tells how long the work will be, and so whether
+            compiling it pays.
     """
 
     def __init__(
-        self,
-        net: FlatNet,
-        recipe: Recipe,
-        compute: Compute,
-        *,
-        image: tuple[int, int, int],
-        count: int,
-        networks: int,
+        self, net: FlatNet, recipe: Recipe, compute: Compute, examples: Examples, *, networks: int
     ) -> None:
-        self.net, self.recipe, self.compute = net, recipe, compute
+        self.net, self.recipe, self.compute, self.examples = net, recipe, compute, examples
+        device, count = compute.device, len(examples.targets)
+        self.velocity = torch.zeros_like(net.vector)
+        self.rate = torch.zeros((), device=device, dtype=net.vector.dtype)
+        self.loss_sum = torch.zeros((), device=device, dtype=net.vector.dtype)
+        whole, rest = divmod(count, recipe.batch)
+        self.rows = [
+            Rows(size, steps, device)
+            for size, steps in ((recipe.batch, whole), (rest, 1))
+            if size * steps
+        ]
+        self._replays: dict[tuple[int, str | None], Callable[[], None]] = {}
+        self._pool = torch.cuda.graph_pool_handle() if compute.graphs else None
         loss = LOSSES[recipe.loss]
 
         def forward(images: Tensor, targets: Tensor) -> Tensor:
@@ -159,14 +195,16 @@ class Trainer:
                 logits = net.module(images)
             return loss(logits.float() if compute.precision == "bf16" else logits, targets)
 
-        steps = networks * recipe.passes * math.ceil(count / recipe.batch)
-        flops = 3.0 * forward_flops(net, image, compute) * networks * recipe.passes * count
-        self._forward = compute.compiled(forward, flops=flops, steps=steps)
+        image = examples.images[torch.zeros(1, dtype=torch.int64, device=device)].shape[1:]
+        passes = networks * recipe.passes
+        flops = 3.0 * forward_flops(net, image, compute) * passes * count
+        self._forward = compute.compiled(
+            forward, flops=flops, steps=passes * math.ceil(count / recipe.batch)
+        )
 
     def fit(
         self,
         start: Tensor,
-        examples: Examples,
         *stream: rng.Path,
         keep: Collection[int] = (),
         progress: Progress = silent,
@@ -180,15 +218,16 @@ class Trainer:
         """
         recipe, net = self.recipe, self.net
         net.load(start)
+        net.zero_grad()
         net.module.train()
-        optimizer = self._optimizer()
+        self.velocity.zero_()
         snapshots = []
         with rng.seeded(*stream, "dropout"):
             for index in range(recipe.passes):
                 if index == recipe.drop and recipe.drop_momentum:
-                    optimizer = self._optimizer()
-                optimizer.param_groups[0]["lr"] = recipe.rate(index)
-                loss = self._one_pass(examples, optimizer, *stream, index)
+                    self.velocity.zero_()
+                self.rate.fill_(recipe.rate(index))
+                loss = self._one_pass(*stream, index)
                 if index in keep:
                     snapshots.append(net.snapshot())
                 last = index + 1 == recipe.passes
@@ -198,37 +237,70 @@ class Trainer:
         net.module.eval()
         return snapshots
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        r = self.recipe
-        return torch.optim.SGD(
-            [self.net.vector],
-            lr=r.lr,
-            momentum=r.momentum,
-            weight_decay=r.weight_decay,
-            nesterov=r.nesterov,
-            fused=True,
-        )
+    def rehearse(self, clock: Callable[[], float]) -> float:
+        """Do a step of each batch size; returns the seconds by `clock` that a network will take.
 
-    def _one_pass(
-        self, examples: Examples, optimizer: torch.optim.Optimizer, *stream: rng.Path
-    ) -> Tensor:
+        The parameters in memory are changed.
+        """
+        groups = augment.groups(self.recipe.augment)
+        self.net.zero_grad()
+        self.net.module.train()
+        seconds = 0.0
+        for rows in self.rows:
+            started = clock()
+            self._play(rows, groups[0] if groups else None)
+            seconds += (clock() - started) * rows.steps
+        self.net.module.eval()
+        return seconds * self.recipe.passes
+
+    def _one_pass(self, *stream: rng.Path) -> Tensor:
         """One pass over the examples; returns the mean loss of its batches, 0-d, on the device."""
-        device, batch = self.compute.device, self.recipe.batch
-        count = len(examples.targets)
         random = rng.generator(*stream)
-        order = torch.randperm(count, generator=random).to(device)
-        starts = range(0, count, batch)
-        draws = [augment.draw(self.recipe.augment, min(batch, count - at), random) for at in starts]
-        total = torch.zeros((), device=device)
-        for at, drawn in zip(starts, draws, strict=True):
-            index = order[at : at + batch]
-            images = augment.augment(examples.images[index], drawn and drawn.to(device))
-            self.net.grad.zero_()
-            loss = self._forward(images, examples.targets[index])
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-        return total / len(starts)
+        order = torch.randperm(len(self.examples.targets), generator=random)
+        self.loss_sum.zero_()
+        at = steps = 0
+        for rows in self.rows:
+            many = rows.size * rows.steps
+            strategy = self.recipe.augment
+            draws = [augment.draw(strategy, rows.size, random) for _ in range(rows.steps)]
+            rows.fill(order[at : at + many], draws)
+            for drawn in draws:
+                self._play(rows, drawn and drawn.group)
+            at, steps = at + many, steps + rows.steps
+        return self.loss_sum / steps
+
+    def _play(self, rows: "Rows", group: str | None) -> None:
+        """One step: replayed on a GPU, done on a CPU."""
+        if not self.compute.graphs:
+            return self._step(rows, group)
+        key = (rows.size, group)
+        if key not in self._replays:
+            state = [self.net.vector, self.velocity, self.loss_sum, rows.position]
+            state += self.net.module.buffers()
+            self._replays[key] = captured(lambda: self._step(rows, group), state, self._pool)
+        return self._replays[key]()
+
+    def _step(self, rows: "Rows", group: str | None) -> None:
+        """Forward, backward and SGD on the batch whose turn it is; reads and writes nothing outside
+        the device.
+        """
+        index, drawn = rows.next(group)
+        images = augment.augment(self.examples.images[index], drawn)
+        self.net.grad.zero_()
+        loss = self._forward(images, self.examples.targets[index])
+        loss.backward()
+        self.loss_sum += loss.detach()
+        self._descend()
+
+    def _descend(self) -> None:
+        """v <- m v + (g + decay w); w <- w - rate v, or rate (g + decay w + m v) with Nesterov."""
+        recipe, gradient = self.recipe, self.net.grad
+        gradient.add_(self.net.vector, alpha=recipe.weight_decay)
+        self.velocity.mul_(recipe.momentum).add_(gradient)
+        step = self.velocity
+        if recipe.nesterov:
+            step = gradient.add_(self.velocity, alpha=recipe.momentum)
+        self.net.vector.addcmul_(step, self.rate, value=-1)
 
     def _require_finite(self, loss: Tensor, index: int) -> None:
         if not torch.isfinite(loss):
@@ -239,8 +311,10 @@ class Trainer:
             )
 
 
-def forward_flops(net: FlatNet, image: tuple[int, int, int], compute: Compute) -> float:
+def forward_flops(net: FlatNet, image: Sequence[int], compute: Compute) -> float:
     """Floating-point operations of one image of shape `image` (C, H, W) through `net`."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which takes a while
+
     training = net.module.training
     net.module.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

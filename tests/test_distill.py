@@ -33,6 +33,9 @@ class Walk(Method):
         self.job = job
         self.attached += 1
 
+    def rehearse(self, state: State, clock) -> tuple[int, float]:
+        return len(state["images"]), 0.0 * clock()
+
     def step(self, state: State, index: int) -> dict[str, float]:
         self.done.append(index)
         state["images"] += torch.rand(2, 1, 2, 2, generator=rng.generator(*self.job.stream, index))

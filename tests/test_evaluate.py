@@ -36,8 +36,8 @@ def scores(result: dict) -> dict:
 
 def by_hand(spec: Spec, recipe: Recipe, examples: Examples, data, cpu, *stream) -> float:
     """The accuracy of one network, from the pieces that the other tests check."""
-    one = Trainer(spec.memory(cpu.device), recipe, cpu, image=(1, 8, 8), count=1, networks=1)
-    one.fit(spec.fresh(*stream, "weights"), examples, *stream)
+    one = Trainer(spec.memory(cpu.device), recipe, cpu, examples, networks=1)
+    one.fit(spec.fresh(*stream, "weights"), *stream)
     return accuracy(one.net, data.examples("test", cpu), cpu)
 
 

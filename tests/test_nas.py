@@ -167,9 +167,9 @@ def test_proxies_are_trained_by_the_recipe_of_the_set(real_set, digits, cpu, set
     recipes = []
 
     class Spy(nas.Trainer):
-        def __init__(self, net, recipe, compute, **rest):
+        def __init__(self, net, recipe, *rest, **more):
             recipes.append(recipe)
-            super().__init__(net, recipe, compute, **rest)
+            super().__init__(net, recipe, *rest, **more)
 
     monkeypatch.setattr(nas, "Trainer", Spy)
     settings.update(networks=1, seeds=1)

@@ -244,6 +244,8 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "compute.precision": ("float32", TRAINED),
     "compute.compile": ("off", set()),
     "compute.segment": (100, set()),
+    "compute.memory_gb": (2, set()),
+    "compute.gpu_memory_gb": (2, set()),
     "compute.threads": (2, set()),
     "compute.resume_interval": (1, set()),
     "teachers.network": ("vgg11", {"teachers"}),

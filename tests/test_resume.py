@@ -1,6 +1,7 @@
 """Unfinished work is continued, and only its own."""
 
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from apm_core.errors import ArtifactError
 from apm_core.resume import Resume, each
+from apm_core.run import Run
 
 STATE = {"round": 3, "images": torch.arange(6.0).view(2, 3), "done": [{"a": 1.5, "b": "text"}]}
 
@@ -50,16 +52,16 @@ def test_a_file_of_other_settings_under_this_name_is_refused(resume):
     other = Resume(resume.path.parent, {"lr": 0.2})
     other.save(STATE)
     other.path.rename(resume.path)
-    message = f"and settings {other.fingerprint}, expected 1 and {resume.fingerprint}: delete"
+    message = f"and settings {other.fingerprint}, expected 2 and {resume.fingerprint}: delete"
     with pytest.raises(ArtifactError, match=message):
         resume.load()
 
 
 def test_a_file_of_another_format_is_refused(resume, monkeypatch):
-    monkeypatch.setattr("apm_core.resume.FORMAT", 2)
+    monkeypatch.setattr("apm_core.resume.FORMAT", 3)
     resume.save(STATE)
     monkeypatch.undo()
-    with pytest.raises(ArtifactError, match=r"has format 2 and settings .*, expected 1 and"):
+    with pytest.raises(ArtifactError, match=r"has format 3 and settings .*, expected 2 and"):
         resume.load()
 
 
@@ -87,7 +89,7 @@ def test_a_file_of_other_bytes_is_refused(resume, content):
     assert refused(resume)
 
 
-@pytest.mark.parametrize("value", [3, [1], {"state": {}}, {"format": 1, "fingerprint": "x"}])
+@pytest.mark.parametrize("value", [3, [1], {"state": {}}, {"format": 2, "fingerprint": "x"}])
 def test_a_file_without_the_header_is_refused(resume, value):
     resume.path.parent.mkdir()
     torch.save(value, resume.path)
@@ -107,7 +109,7 @@ def test_code_in_the_file_is_not_run(resume, tmp_path):
     resume.path.parent.mkdir()
     resume.path.write_bytes(pickle.dumps(Malicious(target)))
     assert refused(resume)
-    torch.save({"format": 1, "fingerprint": "x", "state": Malicious(target)}, resume.path)
+    torch.save({"format": 2, "fingerprint": "x", "state": Malicious(target)}, resume.path)
     assert refused(resume)
     assert not target.exists()
 
@@ -165,3 +167,22 @@ def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
         else:
             assert torch.equal(loaded["images"], state["images"]) and loaded["round"] == 7
     assert refused > 50
+
+
+def test_the_seconds_of_killed_runs_are_counted(resume, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    killed = Resume(resume.path.parent, {"lr": 0.1})
+    now[0] += 30
+    killed.save(STATE)
+    now[0] += 7  # work that is lost
+    again = Resume(resume.path.parent, {"lr": 0.1})
+    run = Run(None, again)
+    again.load()
+    assert again.earlier == 30.0
+    now[0] += 5
+    assert run.seconds() == 35.0
+    again.save(STATE)
+    third = Resume(resume.path.parent, {"lr": 0.1})
+    third.load()
+    assert third.earlier == 35.0

@@ -50,9 +50,10 @@ def examples(loss: str = "l1", dtype: torch.dtype = torch.float32) -> Examples:
     return Examples(images, classes if loss == "ce" else soft)
 
 
-def trainer(cpu, recipe: Recipe, net: nn.Module | None = None, shape=(1, 8, 8)) -> Trainer:
-    flat = FlatNet(net or module())
-    return Trainer(flat, recipe, cpu, image=shape, count=COUNT, networks=1)
+def trainer(
+    cpu, recipe: Recipe, net: nn.Module | None = None, given: Examples | None = None
+) -> Trainer:
+    return Trainer(FlatNet(net or module()), recipe, cpu, given or examples(), networks=1)
 
 
 def plain_training(net: nn.Module, recipe: Recipe, given: Examples, *stream) -> nn.Module:
@@ -99,9 +100,9 @@ def plain_training(net: nn.Module, recipe: Recipe, given: Examples, *stream) -> 
 def test_fit_equals_a_plain_loop(cpu, recipe):
     given = examples(recipe.loss, torch.float64)
     expected = plain_training(module().double(), recipe, given, 4, "student")
-    one = trainer(cpu, recipe, module(seed=1).double())
+    one = trainer(cpu, recipe, module(seed=1).double(), given)
     start = nn.utils.parameters_to_vector(module().parameters()).detach().double()
-    one.fit(start, given, 4, "student")
+    one.fit(start, 4, "student")
     found = dict(one.net.module.named_parameters())
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(found[name], parameter, rtol=1e-10, atol=1e-12)
@@ -110,7 +111,7 @@ def test_fit_equals_a_plain_loop(cpu, recipe):
 def test_momentum_is_forgotten_at_the_drop_only_where_asked(cpu):
     def after(recipe: Recipe) -> Tensor:
         one = trainer(cpu, recipe)
-        one.fit(one.net.snapshot(), examples(), "drop")
+        one.fit(one.net.snapshot(), "drop")
         return one.net.snapshot()
 
     forgotten = replace(RECIPE, drop_momentum=True)
@@ -173,11 +174,11 @@ def test_snapshots_are_those_of_shorter_runs(cpu):
     recipe = replace(RECIPE, drop=None)
     one = trainer(cpu, recipe)
     start = one.net.snapshot()
-    kept = one.fit(start, examples(), "keep", keep={0, 2, 4})
+    kept = one.fit(start, "keep", keep={0, 2, 4})
     shorter = []
     for passes in (1, 3, 5):
         other = trainer(cpu, replace(recipe, passes=passes))
-        other.fit(start, examples(), "keep")
+        other.fit(start, "keep")
         shorter.append(other.net.snapshot())
     assert len(kept) == 3 and all(map(torch.equal, kept, shorter))
     assert len(torch.unique(torch.stack([start, *kept]), dim=0)) == 4
@@ -186,9 +187,9 @@ def test_snapshots_are_those_of_shorter_runs(cpu):
 def test_snapshots_outlive_later_training(cpu):
     one = trainer(cpu, RECIPE)
     start = one.net.snapshot()
-    kept = one.fit(start, examples(), "a", keep=range(5))
+    kept = one.fit(start, "a", keep=range(5))
     copies = [vector.clone() for vector in (start, *kept)]
-    one.fit(start, examples(), "b")
+    one.fit(start, "b")
     assert all(map(torch.equal, (start, *kept), copies))
 
 
@@ -197,7 +198,7 @@ def test_fit_depends_on_its_stream_alone(cpu):
     start = one.net.snapshot()
 
     def fit(number: int) -> Tensor:
-        return one.fit(start, examples(), 0, number, keep=[4])[0]
+        return one.fit(start, 0, number, keep=[4])[0]
 
     first, second = fit(1), fit(2)
     torch.manual_seed(99)
@@ -208,7 +209,7 @@ def test_fit_depends_on_its_stream_alone(cpu):
 def test_fit_leaves_the_global_generator_alone(cpu):
     one = trainer(cpu, RECIPE)
     before = torch.get_rng_state()
-    one.fit(one.net.snapshot(), examples(), 0)
+    one.fit(one.net.snapshot(), 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -217,13 +218,13 @@ def test_networks_with_dropout_are_reproducible(cpu):
     one = trainer(cpu, replace(RECIPE, passes=2, augment="none"), spec.build())
     assert any(isinstance(m, nn.Dropout) and m.p > 0 for m in one.net.module.modules())
     start = spec.fresh("vit")
-    first = one.fit(start, examples(), "a", keep=[1])[0]
+    first = one.fit(start, "a", keep=[1])[0]
     torch.manual_seed(99)
-    assert torch.equal(one.fit(start, examples(), "a", keep=[1])[0], first)
+    assert torch.equal(one.fit(start, "a", keep=[1])[0], first)
     for layer in one.net.module.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
-    assert not torch.equal(one.fit(start, examples(), "a", keep=[1])[0], first)
+    assert not torch.equal(one.fit(start, "a", keep=[1])[0], first)
 
 
 def test_every_image_is_seen_once_a_pass_and_the_short_batch_too(cpu):
@@ -238,8 +239,10 @@ def test_every_image_is_seen_once_a_pass_and_the_short_batch_too(cpu):
             return examples().images[index]
 
     recorder = Recorder()
-    one = trainer(cpu, replace(RECIPE, passes=2))
-    one.fit(one.net.snapshot(), Examples(recorder, examples().targets), 0)
+    given = Examples(recorder, examples().targets)
+    one = trainer(cpu, replace(RECIPE, passes=2), given=given)
+    recorder.seen = ()
+    one.fit(one.net.snapshot(), 0)
     assert [len(index) for index in recorder.seen] == [4, 4, 2] * 2
     passes = torch.cat(recorder.seen[:3]), torch.cat(recorder.seen[3:])
     assert all(sorted(order.tolist()) == list(range(COUNT)) for order in passes)
@@ -250,7 +253,7 @@ def test_progress_counts_passes_and_shows_the_loss(cpu):
     shown = []
     one = trainer(cpu, replace(RECIPE, batch=COUNT, augment="none"))
     before = one.net.snapshot()
-    one.fit(before, examples(), 0, progress=lambda *call: shown.append(call))
+    one.fit(before, 0, progress=lambda *call: shown.append(call))
     assert [(done, total) for done, total, _ in shown] == [(index, 5) for index in range(1, 6)]
     one.net.load(before)
     loss = F.l1_loss(one.net.module(examples().images), examples().targets)
@@ -261,14 +264,14 @@ def test_divergence_names_pass_loss_and_rate(cpu):
     one = trainer(cpu, replace(RECIPE, lr=1e30, drop=1, batch=COUNT))
     message = r"l1 loss is (nan|inf) in pass 4 of 5 at learning rate 1e\+29: lower the learning"
     with pytest.raises(DivergenceError, match=message):
-        one.fit(one.net.snapshot(), examples(), 0)
+        one.fit(one.net.snapshot(), 0)
 
 
 def test_divergence_is_noticed_in_its_pass_when_progress_is_shown(cpu):
-    one = trainer(cpu, RECIPE)
     bad = Examples(examples().images, torch.full((COUNT, 4), math.inf))
+    one = trainer(cpu, RECIPE, given=bad)
     with pytest.raises(DivergenceError, match=r"is inf in pass 0 of 5 at learning rate 0\.1"):
-        one.fit(one.net.snapshot(), bad, 0, progress=lambda *_: None)
+        one.fit(one.net.snapshot(), 0, progress=lambda *_: None)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -16,6 +16,8 @@ Deviations from the published code, each a setting where it changes numbers:
   number of checkpoints divides E (else the published code stores more than K).
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -35,6 +37,9 @@ SMALLEST_DISTANCE = 1e-8  # keeps the logarithm of a perfect match finite
 class APM(Method):
     """The method of one shard.
 
+    Memory: the activations of one segment through the teacher and one checkpoint, or of one batch
+    of a student's training, whichever is more; neither grows with the shard, K or the batch.
+
     Args:
         recipe: how a student is trained on the distilled images; its loss is L1 on logits.
         lr_images: step of the images; tied to 1/batch and, without logarithm, to 1/classes.
@@ -46,6 +51,8 @@ class APM(Method):
         ce: weight of the teacher's cross-entropy.
         logarithm, keep_batch, augment_images: see above.
     """
+
+    at_home = frozenset({"images", "velocity"})
 
     def __init__(
         self,
@@ -87,28 +94,45 @@ class APM(Method):
     def attach(self, job: Job) -> None:
         """Build the networks and compile what they do."""
         self.job, pool, compute = job, job.teachers, job.compute
-        image = pool.spec.shape.image
-        count = self.batch or job.ipc * pool.spec.shape.classes
-        periods = job.rounds // self.period + 1
-        self.trainer = Trainer(
-            pool.spec.memory(compute.device),
-            self.recipe,
-            compute,
-            image=image,
-            count=count,
-            networks=periods,
+        shape, device = pool.spec.shape, compute.device
+        count = self.batch or job.ipc * shape.classes
+        self.segment = min(job.segment or count, count)
+        student, periods = pool.spec.memory(device), job.rounds // self.period + 1
+        dtype = student.vector.dtype
+        self.examples = Examples(
+            torch.zeros(count, *shape.image, device=device, dtype=dtype),
+            torch.zeros(count, shape.classes, device=device, dtype=dtype),
         )
-        self.critic = pool.spec.memory(compute.device)  # holds one checkpoint of the student
+        self.trainer = Trainer(student, self.recipe, compute, self.examples, networks=periods)
+        self.critic = pool.spec.memory(device)  # holds one checkpoint of the student
         self.critic.module.eval().requires_grad_(False)
         images = (job.rounds + 1) * count
         work = {
-            "flops": 3.0 * forward_flops(self.critic, image, compute) * images * len(self.keep),
-            "steps": (job.rounds + 1) * len(self.keep) * -(-count // (job.segment or count)),
+            "flops": 3.0
+            * forward_flops(self.critic, shape.image, compute)
+            * images
+            * len(self.keep),
+            "steps": (job.rounds + 1) * len(self.keep) * -(-count // self.segment),
         }
         self._distance = compute.compiled(
             _distance_of(self.critic, compute, self.logarithm), **work
         )
         self._predict = compute.compiled(_prediction_of(pool.net, compute), **work)
+
+    def rehearse(self, state: State, clock: Callable[[], float]) -> tuple[int, float]:
+        """One step of a student, and one checkpoint against the teacher on one segment."""
+        batch = self._draw_batch(len(state["images"]), *self.job.stream, 0)
+        self._place(state, batch)
+        self.job.teachers.load(0)
+        per_student = self.trainer.rehearse(clock)
+        started = clock()
+        part = slice(0, self.segment)
+        classes = state["classes"][batch[part]]
+        leaf = self.examples.images[part].clone().requires_grad_()
+        self._segment_gradient(leaf, classes, self.trainer.net.snapshot()[None])
+        pair = clock() - started  # two networks of the K + 1
+        pairs = (len(self.keep) + 1) / 2 * math.ceil(len(batch) / self.segment)
+        return len(batch), per_student / self.period + pair * pairs
 
     def step(self, state: State, index: int) -> dict[str, float]:
         """One round: refresh teacher and student if the period is over, then move the images."""
@@ -116,15 +140,17 @@ class APM(Method):
         new_period = index % self.period == 0
         if new_period or not self.keep_batch:
             state["batch"] = self._draw_batch(len(state["images"]), *stream)
+        self._place(state, state["batch"])
         if new_period:
             self._refresh(state, *stream)
         self.job.teachers.load(state["teacher"])
         gradient, figures = self._image_gradient(state, *stream)
         rate = self.lr_images * (0.3 if index >= self.job.rounds // 2 else 1.0)
         # images outside the batch have no gradient, but their momentum moves them on
-        state["velocity"] *= self.momentum_images
-        state["velocity"][state["batch"]] += gradient
-        state["images"] -= rate * state["velocity"]
+        images, velocity = state["images"], state["velocity"]
+        velocity *= self.momentum_images
+        velocity[state["batch"].to(velocity.device)] += gradient.to(velocity.device)
+        images.sub_(velocity, alpha=rate)
         return {**figures, "lr_images": rate}
 
     def _draw_batch(self, count: int, *stream: rng.Path) -> Tensor:
@@ -133,15 +159,20 @@ class APM(Method):
         order = torch.randperm(count, generator=rng.generator(*stream, "batch"))
         return order[: self.batch].sort().values.to(self.job.compute.device)
 
+    def _place(self, state: State, batch: Tensor) -> None:
+        """Bring the images of the batch to the device."""
+        images = state["images"]
+        self.examples.images.copy_(images[batch.to(images.device)])
+
     def _refresh(self, state: State, *stream: rng.Path) -> None:
         pool, compute = self.job.teachers, self.job.compute
         chosen = torch.randint(len(pool), (), generator=rng.generator(*stream, "teacher"))
         state["teacher"] = int(chosen)
-        images = state["images"][state["batch"]]
-        targets = pool.logits(state["teacher"], images, compute)
+        images = self.examples.images
+        targets = pool.logits(state["teacher"], images, compute, batch=self.segment)
+        self.examples.targets.copy_(targets)
         start = pool.spec.fresh(*stream, "student")
-        kept = self.trainer.fit(start, Examples(images, targets), *stream, keep=self.keep)
-        state["students"] = torch.stack(kept)
+        state["students"] = torch.stack(self.trainer.fit(start, *stream, keep=self.keep))
 
     def _image_gradient(self, state: State, *stream: rng.Path) -> tuple[Tensor, dict[str, float]]:
         """Gradient (B, C, H, W) of Eq. 4 in the batch, over segments and checkpoints."""
@@ -150,8 +181,8 @@ class APM(Method):
         # drawn for the whole batch, so that the result does not depend on the segments
         drawn = augment.draw(self.strategy, size, rng.generator(*stream, "images"))
         gradients, sums = [], torch.zeros(2, device=device)
-        for part in torch.arange(size, device=device).split(self.job.segment or size):
-            leaf = state["images"][batch[part]].requires_grad_()
+        for part in torch.arange(size, device=device).split(self.segment):
+            leaf = self.examples.images[part].requires_grad_()
             images = augment.augment(leaf, drawn and drawn.at(part).to(device))
             seen = images.detach().requires_grad_()
             classes = state["classes"][batch[part]]

@@ -3,6 +3,7 @@
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ State = dict[str, Any]  # tensors and numbers: all that a later round depends on
 class Job:
     """What one shard has to work with.
 
-    `segment` is the number of images that pass through a network at once in the image update; it
-    decides memory and speed, not the result.
+    `segment` is the number of images that pass through a network at once in the image update, and
+    `home` where the images of the whole shard live between the rounds; both decide memory and
+    speed, not the result.
     """
 
     data: PreparedData
@@ -33,6 +35,7 @@ class Job:
     rounds: int  # R: rounds 0..R are run
     seed: int
     segment: int | None = None  # None: all at once
+    home: torch.device | None = None  # None: the device
 
     @property
     def stream(self) -> tuple[int, str, int]:
@@ -49,7 +52,7 @@ class Job:
     def real_images(self) -> tuple[Tensor, Tensor]:
         """The real images (N, C, H, W) that the shard starts from and their classes (N,)."""
         images, classes = self.data.shard(self.ipc, self.shard)
-        return images.to(self.compute.device), classes.to(self.compute.device)
+        return images.to(self.home or self.compute.device), classes.to(self.compute.device)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,13 @@ class Shard:
 
 
 class Method(ABC):
-    """One way to distil a set. Constructors take the settings of the method as plain keywords."""
+    """One way to distil a set. Constructors take the settings of the method as plain keywords.
+
+    Attributes: at_home, the names of the state's tensors that are as large as the whole shard and
+    live in `job.home`; all others live on the device.
+    """
+
+    at_home: frozenset[str] = frozenset()
 
     @abstractmethod
     def init(self, job: Job) -> State:
@@ -76,18 +85,33 @@ class Method(ABC):
         diverged.
 
         Only `state`, the job and `index` may decide the outcome: a run that resumes here must give
-        the same bits.
+        the same bits. A round that runs out of memory is done again with smaller segments, so the
+        images must not move before all is computed.
         """
 
     @abstractmethod
     def attach(self, job: Job) -> None:
         """Prepare for `step` with a state that comes from a resume file; `init` calls it too."""
 
+    def rehearse(self, state: State, clock: Callable[[], float]) -> tuple[int, float]:
+        """Do once what takes the memory and the time of a round, leaving `state` alone.
+
+        Returns: the images that a round updates, and the seconds by `clock` that a round will take.
+        """
+        copy = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+        started = clock()
+        self.step(copy, 0)
+        return len(state["images"]), clock() - started
+
     def finish(self, state: State) -> Shard:
         """The distilled images."""
         return Shard(state["images"].cpu(), state["classes"].cpu())
 
 
-def to_device(state: State, device: torch.device) -> State:
-    """The state with its tensors on `device`."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}
+def settled(state: State, method: Method, job: Job) -> State:
+    """The state with each tensor where it lives during the rounds."""
+    home, device = job.home or job.compute.device, job.compute.device
+    return {
+        k: v.to(home if k in method.at_home else device) if isinstance(v, Tensor) else v
+        for k, v in state.items()
+    }

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from _job import job
 
-from apm_core.distill import distill_shard
+from apm_core.distill import Budget, distill_shard
 from apm_core.prepare import PreparedData
 from apm_core.teachers import TeacherPool
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake) as this:
+    options = snakemake.config["compute"]
     data = PreparedData.open(snakemake.input.data)
     teachers = snakemake.input.get("teachers")
     distill_shard(
@@ -21,5 +22,6 @@ with job(snakemake) as this:
         data,
         TeacherPool.open(teachers, data, this.run.compute) if teachers else None,
         this.run,
-        segment=snakemake.config["compute"]["segment"],
+        segment=options["segment"],
+        budget=Budget.of(options, this.run.compute),
     )
