@@ -177,7 +177,7 @@ def test_the_seconds_of_killed_runs_are_counted(resume, monkeypatch):
     killed.save(STATE)
     now[0] += 7  # work that is lost
     again = Resume(resume.path.parent, {"lr": 0.1})
-    run = Run(None, again)
+    run = Run(None, again, started=now[0])
     again.load()
     assert again.earlier == 30.0
     now[0] += 5

@@ -1,0 +1,86 @@
+"""What the benchmarks share: timing side by side, the rate of the machine, where figures go."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from apm_core import store
+from apm_core.device import Compute
+
+RESULTS = Path(__file__).parent / "results"
+Times = list[float]  # seconds of one call, one entry per repetition
+
+
+def together(
+    functions: Mapping[str, Callable[[], object]],
+    compute: Compute,
+    *,
+    repetitions: int = 5,
+    seconds: float = 0.5,
+) -> dict[str, Times]:
+    """Time the functions in turns, so that what disturbs the machine disturbs them all.
+
+    Each is called twice to warm up, then in every repetition for about `seconds`.
+    """
+    calls = {}
+    for name, function in functions.items():
+        function()
+        started = compute.clock()
+        function()
+        calls[name] = max(1, round(seconds / (compute.clock() - started)))
+    times: dict[str, Times] = {name: [] for name in functions}
+    for _ in range(repetitions):
+        for name, function in functions.items():
+            started = compute.clock()
+            for _ in range(calls[name]):
+                function()
+            times[name].append((compute.clock() - started) / calls[name])
+    return times
+
+
+def ratio(times: dict[str, Times], name: str, reference: str) -> dict[str, float]:
+    """How many times as fast as `reference`, repetition by repetition: median, least, most."""
+    ratios = [slow / fast for slow, fast in zip(times[reference], times[name], strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def matrix_rate(compute: Compute) -> float:
+    """Operations per second of a product of two 2048 x 2048 matrices in the precision in use."""
+    size = 8192 if compute.device.type == "cuda" else 2048
+    kind = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    a, b = torch.randn(2, size, size, device=compute.device).to(kind)
+    best = min(together({"product": lambda: a @ b}, compute, seconds=0.2)["product"])
+    return 2 * size**3 / best
+
+
+def machine() -> dict[str, Any]:
+    """Where and when: for the head of every result file."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "device": Compute(device).describe(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": store.versions(),
+    }
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print `rows` as a table; the keys of the first are the columns."""
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+
+
+def write(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures beside those of other machines and days."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.write_json(path, figures)
+    print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

@@ -1,0 +1,136 @@
+"""Does bf16 cost accuracy? A preset, whole, under several seeds, in float32 and in bf16.
+
+    python -m benchmarks.precision presets/digits_ipc10.yaml --seeds 5 --set evaluate.networks=3
+
+Each run is the pipeline itself in a folder of its own; a run that is there is not done again. The
+figures go to benchmarks/results/precision_PRESET.json: test accuracy of the ConvNets trained on
+APM's images, and of the teachers, by seed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from apm_core import store
+from apm_core.distilled import load
+from apm_core.scores import summarize
+from benchmarks.measure import RESULTS, machine, write
+
+ROOT = Path(__file__).parents[1]
+PRECISIONS = ("bf16", "float32")
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, section by section."""
+    both = {**base, **over}
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], dict) and isinstance(over[key], dict):
+            both[key] = merged(base[key], over[key])
+    return both
+
+
+def config_of(preset: Path, changes: list[str]) -> dict[str, Any]:
+    """The config of `preset`, cut to what is compared: APM, and ConvNets with its labels."""
+    config = merged(
+        yaml.safe_load((ROOT / "config.yaml").read_text()), yaml.safe_load(preset.read_text())
+    )
+    config["distill"]["methods"] = ["apm"]
+    config["evaluate"] |= {
+        "architectures": ["convnet"],
+        "overrides": {},
+        "hard_labels": [],
+        "plain": [],
+    }
+    config["evaluate"]["ceiling"]["architectures"] = []
+    config["nas"]["networks"] = 0
+    for change in changes:
+        key, value = change.split("=", 1)
+        *path, last = key.split(".")
+        section = config
+        for name in path:
+            section = section[name]
+        section[last] = yaml.safe_load(value)
+    return config
+
+
+def run(config: dict[str, Any], folder: Path, precision: str) -> dict[str, Any]:
+    """One run of the pipeline in `folder`; what is measured."""
+    done = folder / f"{precision}.json"
+    if not done.is_file():
+        name = f"{config['dataset']['name']}_ipc{config['ipc']}"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{precision}.yaml"
+        file.write_text(yaml.safe_dump(merged(config, {"compute": {"precision": precision}})))
+        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
+        command += ["--directory", folder, "--configfile", file, "--quiet", "all", "--cores", "all"]
+        subprocess.run([*command, "--", f"results/{name}.json"], check=True, cwd=ROOT)
+        results = json.loads((folder / f"results/{name}.json").read_text())
+        settings = load(folder / f"results/{name}.apm.zarr.zip").artifact
+        teachers = [
+            store.read(path, "teachers") for path in sorted(folder.glob("work/*/teachers/*.zip"))
+        ]
+        store.write_json(
+            done,
+            {
+                "accuracy": results["methods"]["apm"]["accuracy"]["convnet"]["mean"],
+                "teachers": [score for t in teachers for score in t.info["test_accuracy"]],
+                "seconds": results["run"]["seconds"],
+                "precision": settings.info["precision"],
+            },
+        )
+    return store.read_json(done)
+
+
+def main() -> None:
+    """Run what is missing, print the comparison and write it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("preset", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting"
+    )
+    parser.add_argument("--folder", type=Path, default=ROOT / "work/precision")
+    options = parser.parse_args()
+    config = config_of(options.preset, options.set)
+    runs = {precision: [] for precision in PRECISIONS}
+    for seed in range(options.seeds):
+        folder = (options.folder / options.preset.stem / f"seed{seed}").resolve()
+        for precision in PRECISIONS:
+            runs[precision].append(run({**config, "seed": seed}, folder, precision))
+    table = {
+        what: {
+            precision: summarize(
+                [value for r in of for value in r[what]]
+                if what == "teachers"
+                else [r[what] for r in of]
+            )
+            for precision, of in runs.items()
+        }
+        for what in ("accuracy", "teachers")
+    }
+    for what, by in table.items():
+        print(
+            what,
+            "; ".join(f"{p} {s['mean']:.2f} ± {s['std']:.2f} (n={s['n']})" for p, s in by.items()),
+        )
+    write(
+        RESULTS / f"precision_{options.preset.stem}.json",
+        {
+            **machine(),
+            "preset": options.preset.stem,
+            "changes": options.set,
+            "results": table,
+            "runs": runs,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
