@@ -158,7 +158,7 @@ def choose(
         )
     chosen = torch.device(name)
     if chosen.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     able = has_bf16(chosen)
     if precision == "bf16" and not able:
         report(f"compute.precision: this {chosen.type} has no bf16 arithmetic: using float32")
@@ -166,18 +166,18 @@ def choose(
     return Compute(chosen, resolved, compile, report)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool = True) -> None:
     """Tell glibc's allocator to keep what is freed instead of returning it to the system.
 
-    By default blocks of 32 MiB and more, the activations of a batch, are mapped and unmapped, and
-    so zeroed page by page, at every step: that was half of the time of a plain float32 step of a
-    ConvNet of width 128. Without glibc nothing happens.
+    By itself it maps blocks of 32 MiB and more, the activations of a batch, anew at every step, and
+    the system zeroes them page by page: half of the time of a plain float32 step of a ConvNet of
+    width 128. `keep=False` goes back to its usual thresholds. Without glibc nothing happens.
     """
-    mmap_threshold, trim_threshold, most = -3, -1, 2**31 - 1
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(mmap_threshold, most)
-        mallopt(trim_threshold, most)
+        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+        mallopt(mmap_threshold, 2**31 - 1 if keep else 2**25)
+        mallopt(trim_threshold, 2**31 - 1 if keep else 2**26)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -75,8 +75,14 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*map(_shown, row.values()))
     Console().print(table)
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - a figure of a table
+    if isinstance(value, dict):  # a ratio
+        return f"{value['median']:.2f} ({value['min']:.2f}-{value['max']:.2f})"
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:

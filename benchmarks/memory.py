@@ -1,0 +1,98 @@
+"""Peak memory of APM's rounds: what it grows with, and what it does not.
+
+    python -m benchmarks.memory
+
+One quantity changes at a time. "MB" is the peak above what the process held before the shard; S
+with its momentum is shown beside it, because that is the part that must grow. The other part is one
+segment, or a student's step on at most 256 images. Uncompiled, in the default precision; compiled
+paths take less. On a GPU also rounds of ImageNet-1K's size: 50,000 images of 64x64, batch 500.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from apm_core import memory
+from apm_core.device import Compute, choose
+from apm_core.methods.apm import APM
+from apm_core.methods.base import Job
+from benchmarks.measure import RESULTS, machine, show, write
+from benchmarks.workload import IMAGENET64, apm, job, spec_of
+
+BASE = {"ipc": 50, "batch": 100, "checkpoints": 5, "epochs": 5, "segment": 50}
+VARIED = {
+    "segment": (10, 25, 50, 100),
+    "ipc": (10, 50, 500),
+    "batch": (100, 256, 500),
+    "checkpoints": (1, 5),
+    "epochs": (5, 10),
+}
+IMAGENET_SEGMENTS = (100, 250, 500)
+
+
+def rounds(method: APM, given: Job, count: int) -> dict[str, float]:
+    """Peak bytes of `count` rounds above what was held before, and seconds of the last period."""
+    compute = given.compute
+    memory.reset_peak(compute)
+    before = 0 if compute.device.type == "cuda" else memory.peak(compute)
+    state = method.init(given)
+    for index in range(count):
+        if index == count - method.period:
+            started = compute.clock()
+        method.step(state, index)
+    seconds = (compute.clock() - started) / method.period
+    return {"bytes": memory.peak(compute) - before, "seconds": seconds}
+
+
+def growth(compute: Compute, width: int) -> list[dict[str, Any]]:
+    """One row per value of each quantity."""
+    compute = replace(compute, compile="off")
+    spec, rows = spec_of(width), []
+    rounds(apm(epochs=5, batch=100), job(spec, compute, 10), 3)  # libraries take theirs once
+    for quantity, values in VARIED.items():
+        for value in values:
+            size = {**BASE, quantity: value}
+            method = apm(**{key: size[key] for key in ("epochs", "checkpoints", "batch")})
+            given = job(spec, compute, size["ipc"], segment=size["segment"])
+            found = rounds(method, given, 3)
+            held = 2 * 4 * size["ipc"] * spec.shape.classes * math.prod(spec.shape.image)
+            rows.append(
+                {
+                    "grows": f"{quantity} {value}",
+                    "S, MB": held / 1e6,
+                    "MB": found["bytes"] / 1e6,
+                    "MB without S": (found["bytes"] - held) / 1e6,
+                }
+            )
+    return rows
+
+
+def imagenet(compute: Compute) -> list[dict[str, Any]]:
+    """Rounds of ImageNet-1K IPC 50 as in the paper's Figure on memory, on a GPU."""
+    spec, rows = spec_of(128, IMAGENET64), []
+    for segment in IMAGENET_SEGMENTS:
+        torch._dynamo.reset()
+        given = job(spec, compute, 50, segment=segment, home=torch.device("cpu"))
+        found = rounds(apm(batch=500), given, 6)
+        rows.append(
+            {"segment": segment, "GB": found["bytes"] / memory.GB, "s a round": found["seconds"]}
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write."""
+    compute = choose("auto", "auto", "on", print)
+    report = {**machine(), "precision": compute.precision, "width": 32}
+    report["growth"] = growth(compute, 32)
+    show("peak memory of rounds, ConvNet of width 32, 32x32", report["growth"])
+    if compute.device.type == "cuda":
+        report["imagenet"] = imagenet(compute)
+        show("ImageNet-1K IPC 50, ConvNet of depth 4, width 128, batch 500", report["imagenet"])
+    write(RESULTS / f"memory_{compute.device.type}.json", report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Seconds of a round of APM, as the work grows; and shards one after another or side by side.
+
+    python -m benchmarks.scaling
+
+One quantity changes at a time. A flat column of GFLOP/s means that time is in proportion to work.
+Uncompiled (no point then pays for its compilation), in the default precision, from a rehearsal of a
+round.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from apm_core.device import Compute, choose
+from apm_core.nets.base import Shape
+from apm_core.train import Trainer, forward_flops
+from benchmarks.measure import RESULTS, machine, show, write
+from benchmarks.workload import STUDENT, apm, examples, job, spec_of
+
+BASE = {"ipc": 10, "checkpoints": 5, "batch": None, "epochs": 100, "classes": 10, "resolution": 32}
+VARIED = {
+    "ipc": (10, 20, 50),
+    "checkpoints": (1, 5, 10),
+    "batch": (25, 50, 100),
+    "epochs": (50, 100, 200),
+    "classes": (10, 20, 50),
+    "resolution": (16, 32, 64),
+}
+WIDTH = 32
+NETWORKS = 12  # trained by the shards together
+
+
+def operations(size: dict[str, Any], compute: Compute) -> float:
+    """Floating-point operations of a round: a third of a student, K + 1 networks on the images."""
+    shape = Shape(3, size["resolution"], size["classes"])
+    forward = forward_flops(spec_of(WIDTH, shape).memory(compute.device), shape.image, compute)
+    images = size["batch"] or size["ipc"] * size["classes"]
+    student = 3 * forward * images * (size["epochs"] + 1) / 3
+    return student + 2 * forward * images * (size["checkpoints"] + 1)
+
+
+def growth(compute: Compute) -> list[dict[str, Any]]:
+    """One row per value of each quantity."""
+    compute = replace(compute, compile="off")
+    rows = []
+    for quantity, values in VARIED.items():
+        for value in values:
+            size = {**BASE, quantity: value}
+            method = apm(**{key: size[key] for key in ("epochs", "checkpoints", "batch")})
+            spec = spec_of(WIDTH, Shape(3, size["resolution"], size["classes"]))
+            state = method.init(job(spec, compute, size["ipc"]))
+            method.rehearse(state, compute.clock)
+            seconds = min(method.rehearse(state, compute.clock)[1] for _ in range(5))
+            work = operations(size, compute)
+            rows.append(
+                {"grows": f"{quantity} {value}", "s": seconds, "GFLOP/s": work / seconds / 1e9}
+            )
+    return rows
+
+
+def train(networks: int, threads: int, start_at: float) -> None:
+    """Worker: train students one after another from a common start; prints the seconds."""
+    torch.set_num_threads(threads)
+    compute = choose("cpu", "auto", "on")
+    spec, given = spec_of(WIDTH), examples(100, compute)
+    trainer = Trainer(
+        spec.memory(compute.device), STUDENT.with_epochs(100), compute, given, networks=10**6
+    )
+    start = spec.fresh("start")
+    trainer.fit(start, "warm up")
+    time.sleep(max(0.0, start_at - time.time()))
+    started = time.time()
+    for index in range(networks):
+        trainer.fit(start, index)
+    print(started, time.time())
+
+
+def side_by_side(repetitions: int = 3) -> list[dict[str, Any]]:
+    """Students by one process of all threads, or by a process per thread, in turns."""
+    threads = torch.get_num_threads()
+    rows = []
+    for _ in range(repetitions):
+        for processes in sorted({1, threads}):
+            start_at = time.time() + 30
+            options = [NETWORKS // processes, threads // processes, start_at]
+            command = [sys.executable, "-m", "benchmarks.scaling", "--train", *map(str, options)]
+            workers = [
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                for _ in range(processes)
+            ]
+            times = [tuple(map(float, w.communicate()[0].split())) for w in workers]
+            seconds = max(end for _, end in times) - min(begin for begin, _ in times)
+            rows.append(
+                {
+                    "processes": processes,
+                    "threads each": threads // processes,
+                    "students": NETWORKS // processes * processes,
+                    "s": seconds,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train", nargs=3, type=float, metavar=("NETWORKS", "THREADS", "AT"))
+    options = parser.parse_args()
+    if options.train:
+        return train(int(options.train[0]), int(options.train[1]), options.train[2])
+    compute = choose("auto", "auto", "on", print)
+    report = {**machine(), "precision": compute.precision, "width": WIDTH}
+    report["growth"] = growth(compute)
+    show("seconds of a round, ConvNet of width 32", report["growth"])
+    if compute.device.type == "cpu":
+        report["side_by_side"] = side_by_side()
+        show("students of 101 steps of 100 images", report["side_by_side"])
+    return write(RESULTS / f"scaling_{compute.device.type}.json", report)
+
+
+if __name__ == "__main__":
+    main()

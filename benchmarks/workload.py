@@ -1,0 +1,85 @@
+"""Generated work of the real shapes: images, teachers and shards that need no data set."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from apm_core import rng
+from apm_core.device import Compute
+from apm_core.methods.apm import APM
+from apm_core.methods.base import Job
+from apm_core.nets.base import Shape
+from apm_core.nets.spec import Spec
+from apm_core.teachers import TeacherPool
+from apm_core.train import Examples, Recipe
+
+CIFAR10 = Shape(channels=3, resolution=32, classes=10)
+IMAGENET64 = Shape(channels=3, resolution=64, classes=1000)
+STUDENT = Recipe(passes=1, lr=0.02, loss="l1")
+
+
+def spec_of(width: int, shape: Shape = CIFAR10) -> Spec:
+    """The ConvNet of `width` channels for images of `shape`."""
+    return Spec("convnet", shape, width=width)
+
+
+def examples(count: int, compute: Compute, shape: Shape = CIFAR10) -> Examples:
+    """`count` images of noise and as many logits, on the device."""
+    random = rng.generator("benchmark", count)
+    images = torch.randn(count, *shape.image, generator=random).to(compute.device)
+    return Examples(images, torch.randn(count, shape.classes, generator=random).to(compute.device))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Stands in for the prepared data."""
+
+    shape: Shape
+
+    def shard(self, ipc: int, index: int) -> tuple[Tensor, Tensor]:
+        """`ipc` images of noise per class, and their classes."""
+        random = rng.generator("benchmark", "shard", index)
+        images = torch.randn(ipc * self.shape.classes, *self.shape.image, generator=random)
+        return images, torch.arange(self.shape.classes).repeat_interleave(ipc)
+
+
+def apm(*, epochs: int = 250, checkpoints: int = 5, batch: int | None = None) -> APM:
+    """The paper's settings, with logarithm."""
+    return APM(
+        recipe=STUDENT.with_epochs(epochs),
+        lr_images=1.0,
+        momentum_images=0.5,
+        checkpoints=checkpoints,
+        period=3,
+        batch=batch,
+        ce=0.1,
+        logarithm=True,
+        keep_batch=True,
+        augment_images=False,
+    )
+
+
+def job(
+    spec: Spec,
+    compute: Compute,
+    ipc: int,
+    *,
+    segment: int | None = None,
+    home: torch.device | None = None,
+) -> Job:
+    """A shard of `ipc` images of noise per class, with two untrained teachers."""
+    net = spec.memory(compute.device)
+    net.module.eval().requires_grad_(False)
+    pool = TeacherPool(spec, torch.stack([spec.fresh("teacher", i) for i in range(2)]), net)
+    return Job(Noise(spec.shape), pool, compute, ipc, 0, 2500, 0, segment, home)
+
+
+def variants(compute: Compute) -> dict[str, Compute]:
+    """Our paths on this device; the last is the default."""
+    plain = replace(compute, precision="float32", compile="off")
+    paths = {"float32": plain, "float32, compiled": replace(plain, compile="on")}
+    if compute.precision == "bf16":
+        paths |= {"bf16": replace(compute, compile="off")}
+        paths |= {"bf16, compiled": replace(compute, compile="on")}
+    return paths

@@ -1,0 +1,210 @@
+"""Segments that fit a budget, and what happens when memory runs out all the same."""
+
+import math
+import random
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from apm_core import memory
+from apm_core.device import Compute
+from apm_core.distill import Budget, distill_shard, home_of
+from apm_core.errors import ConfigError, OutOfMemoryError
+from apm_core.memory import GB, largest_segment
+from apm_core.methods import apm as module
+from apm_core.run import Run
+
+CPU = Compute(torch.device("cpu"), compile="off")
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_segment_fits_and_is_as_large_as_it_can_be(seed):
+    draw = random.Random(seed)
+    fixed, each, images, limit = (int(10 ** draw.uniform(0, top)) for top in (9, 8, 3.7, 11))
+
+    def need(segment: int) -> int:
+        asked.append(segment)
+        return fixed + each * segment
+
+    asked: list[int] = []
+    if need(1) > limit:
+        with pytest.raises(ConfigError, match=r"compute\.memory_gb: .* is less than the"):
+            largest_segment(need, images, limit, "compute.memory_gb")
+        return
+    segment, needed = largest_segment(need, images, limit, "compute.memory_gb")
+    possible = min(images, (limit - fixed) // each)
+    assert need(segment) <= needed <= limit
+    assert math.ceil(images / segment) == math.ceil(images / possible)
+    assert len(asked) <= 12 and max(asked) <= images
+
+
+def test_a_budget_below_one_image_says_how_much_is_needed():
+    message = (
+        "compute.gpu_memory_gb: 0.5 GB is less than the 1.5 GB that one image at a time needs:"
+        " raise it, or remove it"
+    )
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        largest_segment(lambda _: int(1.5 * GB), 10, int(0.5 * GB), "compute.gpu_memory_gb")
+
+
+def test_a_probe_that_runs_out_of_memory_only_lowers_the_guess():
+    def need(segment: int) -> int:
+        if segment > 20:
+            raise torch.OutOfMemoryError("no")
+        return segment
+
+    segment, needed = largest_segment(need, 100, 10**9, "key", probes=20)
+    assert (segment, needed) == (20, 20)
+
+
+def test_other_errors_of_a_probe_are_not_swallowed():
+    def need(segment: int) -> int:
+        if segment > 1:
+            raise RuntimeError("mine")
+        return 1
+
+    with pytest.raises(RuntimeError, match="mine"):
+        largest_segment(need, 100, 10**9, "key")
+
+
+def test_the_allocators_refusal_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50, dtype=torch.uint8)
+    assert memory.is_exhausted(caught.value)
+    assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not memory.is_exhausted(RuntimeError("shapes differ"))
+    assert not memory.is_exhausted(MemoryError("python's own"))
+
+
+def test_the_peak_grows_with_what_is_held_and_starts_anew():
+    memory.reset_peak(CPU)
+    before = memory.peak(CPU)
+    block = torch.ones(100_000_000)
+    after = memory.peak(CPU)
+    assert 3.9e8 < after - before < 6e8
+    del block
+    if memory.RESET_PEAK.exists():
+        memory.reset_peak(CPU)
+        assert memory.peak(CPU) < after - 3e8
+
+
+@pytest.fixture
+def settings(recipe_settings):
+    options = {
+        "lr_images": 1.0,
+        "momentum_images": 0.5,
+        "checkpoints": 2,
+        "period": 2,
+        "batch": None,
+        "ce": 0.1,
+        "logarithm": True,
+        "keep_batch": True,
+        "augment_images": True,
+    }
+    return {
+        "method": "apm",
+        "options": options,
+        "ipc": 2,
+        "rounds": 4,
+        "recipe": recipe_settings,
+        "seed": 0,
+        "precision": "float32",
+    }
+
+
+def shard(path, settings, digits, teachers, **more):
+    """A shard and the lines of its log."""
+    lines: list[str] = []
+    run = Run(replace(CPU, report=lines.append))
+    return distill_shard(path, settings, 0, digits, teachers, run, **more), lines
+
+
+def test_after_running_out_of_memory_a_round_is_done_again_in_halves(
+    settings, digits, teachers, tmp_path, monkeypatch
+):
+    whole, _ = shard(tmp_path / "a", settings, digits, teachers)
+    small, _ = shard(tmp_path / "b", settings, digits, teachers, segment=5)
+    original = module.APM._segment_gradient
+    sizes: list[int] = []
+
+    def limited(self, images, *rest):
+        if self.job.compute.compile == "off" and len(sizes) >= 3 and len(images) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        sizes.append(len(images))
+        return original(self, images, *rest)
+
+    monkeypatch.setattr(module.APM, "_segment_gradient", limited)
+    cut, lines = shard(tmp_path / "c", settings, digits, teachers)
+    assert [line for line in lines if line.startswith("out of memory")] == [
+        "out of memory with 20 images at a time: going on with 10",
+        "out of memory with 10 images at a time: going on with 5",
+    ]
+    assert sizes[:3] == [20, 20, 20] and set(sizes[3:]) == {5}
+    for found in (whole, small):
+        assert found.arrays["images"] == pytest.approx(cut.arrays["images"], abs=1e-5)
+
+
+def test_one_image_that_does_not_fit_ends_with_one_line(
+    settings, digits, teachers, tmp_path, monkeypatch
+):
+    calls = []
+
+    def full(self, images, *_):
+        calls.append(len(images))
+        if len(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
+        return torch.zeros_like(images), torch.zeros(2)
+
+    monkeypatch.setattr(module.APM, "_segment_gradient", full)
+    message = r"out of memory with one image at a time: lower recipe\.batch or teachers\.width, or"
+    with pytest.raises(OutOfMemoryError, match=message) as caught:
+        shard(tmp_path / "a", settings, digits, teachers)
+    assert "\n" not in str(caught.value) and not (tmp_path / "a").exists()
+    assert calls[2:] == [20, 10, 5, 2, 1]
+
+
+def test_a_budget_picks_the_segment_and_leaves_the_result(
+    settings, digits, teachers, tmp_path, monkeypatch
+):
+    held = [0]
+    original = module.APM._segment_gradient
+
+    def noted(self, images, *rest):
+        held[0] = 1000 + 100 * len(images)
+        return original(self, images, *rest)
+
+    monkeypatch.setattr(module.APM, "_segment_gradient", noted)
+    monkeypatch.setattr(memory, "peak", lambda _: held[0])
+    whole, lines = shard(tmp_path / "a", settings, digits, teachers)
+    assert not any("allow" in line for line in lines)
+    cut, lines = shard(
+        tmp_path / "b", settings, digits, teachers, budget=Budget(1_750, "compute.memory_gb")
+    )
+    assert "compute.memory_gb: 1.75e-06 GB allow 7 images at a time, which take 1.7e-06 GB" in lines
+    expected = next(line for line in lines if line.startswith("expected: "))
+    assert re.fullmatch(r"expected: \S+ h for 5 rounds of \S+ s, and 1.7e-06 GB", expected)
+    assert cut.info["peak_memory_bytes"] == 1600  # the last segment has six images
+    assert cut.arrays["images"] == pytest.approx(whole.arrays["images"], abs=1e-5)
+
+
+def test_rehearsals_leave_no_trace(settings, digits, teachers, tmp_path, monkeypatch):
+    found, _ = shard(tmp_path / "a", settings, digits, teachers)
+    monkeypatch.setattr("apm_core.distill.predict", lambda *_: None)
+    without, _ = shard(tmp_path / "b", settings, digits, teachers)
+    assert found.content == without.content
+
+
+def test_large_shards_live_in_host_memory(digits):
+    gpu = Compute(torch.device("cuda"))
+    taken = 2 * 4 * 10 * 3 * 8 * 8  # 3 images per class of 8 x 8, and their momentum
+    for limit, device in ((4 * taken, "cuda"), (4 * taken - 1, "cpu")):
+        assert home_of(digits, 3, gpu, Budget(limit, "key")) == torch.device(device)
+    assert home_of(digits, 10**6, CPU, Budget(1, "key")) == CPU.device
+
+
+def test_the_section_of_the_device_gives_the_budget():
+    options = {"memory_gb": 1.5, "gpu_memory_gb": None}
+    assert Budget.of(options, CPU) == Budget(1_500_000_000, "compute.memory_gb")
+    assert Budget.of(options, Compute(torch.device("cuda"))) is None
