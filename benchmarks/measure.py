@@ -1,6 +1,8 @@
 """What the benchmarks share: timing side by side, the rate of the machine, where figures go."""
 
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from apm_core import store
 from apm_core.device import Compute
@@ -50,13 +53,45 @@ def ratio(times: dict[str, Times], name: str, reference: str) -> dict[str, float
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-def matrix_rate(compute: Compute) -> float:
-    """Operations per second of a product of two 2048 x 2048 matrices in the precision in use."""
+def matrix_product(compute: Compute) -> tuple[Callable[[], Tensor], float]:
+    """A product of two square matrices in the precision in use, and its operations."""
     size = 8192 if compute.device.type == "cuda" else 2048
     kind = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     a, b = torch.randn(2, size, size, device=compute.device).to(kind)
-    best = min(together({"product": lambda: a @ b}, compute, seconds=0.2)["product"])
-    return 2 * size**3 / best
+    return lambda: a @ b, 2.0 * size**3
+
+
+class Elsewhere:
+    """A function that runs in a process of its own whenever it is called here.
+
+    For the plain loops: in this process the allocator is not as it comes. The process runs `module`
+    with `arguments` and there calls `serve`.
+    """
+
+    def __init__(self, module: str, *arguments: object) -> None:
+        command = [sys.executable, "-m", module, *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self) -> None:
+        """Run it once; returns when it is done."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        if self.process.stdout.readline() != "done\n":
+            raise RuntimeError(f"{self.process.args}: ended early")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(function: Callable[[], object]) -> None:
+    """The other side of `Elsewhere`."""
+    for _ in sys.stdin:
+        function()
+        print("done", flush=True)
 
 
 def machine() -> dict[str, Any]:

@@ -7,28 +7,33 @@ through the teacher for its cross-entropy, in float32, as the published code doe
 through the teacher once for all checkpoints.
 """
 
+import argparse
+import statistics
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core.device import Compute, choose, keep_freed_memory
+from apm_core.device import Compute, choose
 from apm_core.methods.base import Job, State
-from benchmarks.measure import RESULTS, machine, ratio, show, together, write
+from benchmarks.measure import RESULTS, Elsewhere, machine, ratio, serve, show, together, write
 from benchmarks.workload import apm, job, spec_of, variants
 
-SIZES = ((128, 50, 100), (32, 10, None))  # width, IPC, segment
+SIZES = ((128, 50, 100), (32, 10, 100))  # width, IPC, segment
+CHECKPOINTS = 5
 
 
-def plain_update(given: Job, students: Tensor, images: Tensor, classes: Tensor, *, keep: bool):  # noqa: ANN201
+def plain_update(given: Job, students: Tensor) -> Callable[[], Tensor]:
     """One image gradient of the plain loop, as a function of no arguments."""
+    images, classes = given.real_images()
     spec, device = given.teachers.spec, given.compute.device
     teacher, student = spec.build().to(device), spec.build().to(device)
     size = given.segment or len(images)
 
     def update() -> Tensor:
-        keep_freed_memory(keep)
         leaf = images.clone().requires_grad_()
         for at in range(0, len(images), size):
             part = slice(at, at + size)
@@ -43,7 +48,7 @@ def plain_update(given: Job, students: Tensor, images: Tensor, classes: Tensor, 
     return update
 
 
-def our_update(given: Job, students: Tensor, compute: Compute):  # noqa: ANN201
+def our_update(given: Job, students: Tensor, compute: Compute) -> Callable[[], Tensor]:
     """The same by the method itself."""
     method = apm()
     given = replace(given, compute=compute)
@@ -52,40 +57,54 @@ def our_update(given: Job, students: Tensor, compute: Compute):  # noqa: ANN201
     state |= {"students": students, "teacher": 0}
     method._place(state, state["batch"])
 
-    def update() -> Tensor:
-        keep_freed_memory()
-        return method._image_gradient(state, "benchmark")[0]
+    return lambda: method._image_gradient(state, "benchmark")[0]
 
-    return update
+
+def work(width: int, ipc: int, segment: int, compute: Compute) -> tuple[Job, Tensor]:
+    """The shard, and the checkpoints of a student."""
+    spec = spec_of(width)
+    students = torch.stack([spec.fresh("student", k) for k in range(CHECKPOINTS)])
+    return job(spec, compute, ipc, segment=segment), students.to(compute.device)
+
+
+def measured(size: tuple[int, int, int], compute: Compute) -> list[dict[str, Any]]:
+    """One row per path."""
+    torch._dynamo.reset()
+    given, students = work(*size, compute)
+    plain = Elsewhere("benchmarks.round", "--plain", *size)
+    updates: dict[str, Callable[[], object]] = {"plain": plain}
+    if compute.device.type == "cpu":
+        updates["plain, memory kept"] = plain_update(given, students)
+    updates |= {name: our_update(given, students, path) for name, path in variants(compute).items()}
+    times = together(updates, compute, repetitions=3)
+    plain.close()
+    rows = [
+        {"path": name, "ms": 1e3 * statistics.median(of), "x plain": ratio(times, name, "plain")}
+        for name, of in times.items()
+    ]
+    show(f"width {size[0]}, {10 * size[1]} images, segments of {size[2]}", rows)
+    return rows
 
 
 def main() -> None:
     """Measure, print, write."""
     compute = choose("auto", "auto", "on", print)
-    report = {**machine(), "sizes": []}
-    for width, ipc, segment in SIZES:
-        torch._dynamo.reset()
-        spec = spec_of(width)
-        given = job(spec, compute, ipc, segment=segment)
-        images, classes = given.real_images()
-        students = torch.stack([spec.fresh("student", k) for k in range(5)]).to(compute.device)
-        updates = {"plain": plain_update(given, students, images, classes, keep=False)}
-        if compute.device.type == "cpu":
-            updates["plain, memory kept"] = plain_update(
-                given, students, images, classes, keep=True
-            )
-        for name, path in variants(compute).items():
-            updates[name] = our_update(given, students, path)
-        times = together(updates, compute, repetitions=3)
-        rows = [
-            {"path": name, "ms": 1e3 * sorted(of)[1], "x plain": ratio(times, name, "plain")}
-            for name, of in times.items()
-        ]
-        size = {"width": width, "images": len(images), "segment": segment or len(images)}
-        report["sizes"].append({**size, "checkpoints": 5, "paths": rows})
-        show(", ".join(f"{k} {v}" for k, v in size.items()), rows)
+    sizes = [
+        {
+            **dict(zip(("width", "ipc", "segment"), size, strict=True)),
+            "paths": measured(size, compute),
+        }
+        for size in SIZES
+    ]
+    report = {**machine(), "checkpoints": CHECKPOINTS, "sizes": sizes}
     write(RESULTS / f"round_{compute.device.type}.json", report)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--plain", nargs=3, type=int, metavar=("WIDTH", "IPC", "SEGMENT"))
+    if size := parser.parse_args().plain:
+        device = Compute(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        serve(plain_update(*work(*size, device)))
+    else:
+        main()

@@ -3,31 +3,47 @@
     python -m benchmarks.step
 
 The plain loop is what the published code does: float32, an optimizer over separate parameters, DSA,
-and the accuracy of every batch read back. It runs with the allocator as it comes ("plain") and with
-ours, which keeps freed memory ("plain, memory kept"; on a CPU).
+and the accuracy of every batch read back. "plain" is a process that changes nothing else; "plain,
+memory kept" runs with our setting of the CPU's memory allocator. "% of rate" compares with a
+product of matrices in the same precision and the same minute.
 """
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from apm_core import augment, rng
-from apm_core.device import Compute, choose, keep_freed_memory
+from apm_core.device import Compute, choose
 from apm_core.nets.spec import Spec
 from apm_core.train import Examples, Trainer, forward_flops
-from benchmarks.measure import RESULTS, machine, matrix_rate, ratio, show, together, write
+from benchmarks.measure import (
+    RESULTS,
+    Elsewhere,
+    machine,
+    matrix_product,
+    ratio,
+    serve,
+    show,
+    together,
+    write,
+)
 from benchmarks.workload import STUDENT, examples, spec_of, variants
 
 SIZES = ((128, 256), (32, 256), (32, 100))  # width, batch
 STEPS = 4  # batches of a pass
 
 
-def plain_pass(spec: Spec, given: Examples, batch: int, compute: Compute, *, keep: bool):  # noqa: ANN201
+def plain_pass(spec: Spec, given: Examples, batch: int, compute: Compute) -> Callable[[], float]:
     """One pass of the plain loop over `given`, as a function of no arguments."""
     net = spec.build().to(compute.device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     random = rng.generator("plain")
 
     def one_pass() -> float:
-        keep_freed_memory(keep)
         hits = 0
         for index in torch.randperm(len(given.targets), generator=random).split(batch):
             drawn = augment.draw(STUDENT.augment, len(index), random)
@@ -43,46 +59,58 @@ def plain_pass(spec: Spec, given: Examples, batch: int, compute: Compute, *, kee
     return one_pass
 
 
-def our_pass(spec: Spec, given: Examples, batch: int, compute: Compute):  # noqa: ANN201
+def our_pass(spec: Spec, given: Examples, batch: int, compute: Compute) -> Callable[[], object]:
     """One pass of `Trainer`, as a function of no arguments."""
-    recipe = STUDENT.with_epochs(0)
-    recipe = type(recipe)(**{**recipe.to_dict(), "batch": batch})
+    recipe = replace(STUDENT, batch=batch)
     trainer = Trainer(spec.memory(compute.device), recipe, compute, given, networks=10**6)
     start = spec.fresh("start")
+    return lambda: trainer.fit(start, "benchmark")
 
-    def one_pass() -> None:
-        keep_freed_memory()
-        trainer.fit(start, "benchmark")
 
-    return one_pass
+def measured(width: int, batch: int, compute: Compute) -> dict[str, Any]:
+    """One row per path, and the rate of matrix products."""
+    torch._dynamo.reset()
+    spec, given = spec_of(width), examples(STEPS * batch, compute)
+    flops = 3 * forward_flops(spec.memory(compute.device), spec.shape.image, compute)
+    paths = variants(compute)
+    plain = Elsewhere("benchmarks.step", "--plain", width, batch)
+    passes: dict[str, Callable[[], object]] = {"plain": plain}
+    if compute.device.type == "cpu":
+        passes["plain, memory kept"] = plain_pass(spec, given, batch, compute)
+    passes |= {name: our_pass(spec, given, batch, path) for name, path in paths.items()}
+    products = {f"{path.precision} matrices": matrix_product(path) for path in paths.values()}
+    times = together(passes | {kind: product for kind, (product, _) in products.items()}, compute)
+    plain.close()
+    rates = {
+        kind: operations / statistics.median(times[kind])
+        for kind, (_, operations) in products.items()
+    }
+    rows = []
+    for name in passes:
+        speed = len(given.targets) / statistics.median(times[name])
+        path = paths.get(name)
+        share = 100 * speed * flops / rates[f"{path.precision} matrices"] if path else None
+        faster = ratio(times, name, "plain")
+        rows.append({"path": name, "images/s": speed, "x plain": faster, "% of rate": share})
+    gflops = {kind: rate / 1e9 for kind, rate in rates.items()}
+    shown = ", ".join(f"{kind} {rate:.0f} GFLOP/s" for kind, rate in gflops.items())
+    show(f"width {width}, batch {batch}, {flops / 1e9:.3g} GFLOP per image; {shown}", rows)
+    return {"width": width, "batch": batch, "matrix_gflops": gflops, "paths": rows}
 
 
 def main() -> None:
     """Measure, print, write."""
     compute = choose("auto", "auto", "on", print)
-    rates = {name: matrix_rate(path) for name, path in variants(compute).items()}
-    report = {**machine(), "matrix_rate": rates, "sizes": []}
-    for width, batch in SIZES:
-        torch._dynamo.reset()
-        spec, given = spec_of(width), examples(STEPS * batch, compute)
-        flops = 3 * forward_flops(spec.memory(compute.device), spec.shape.image, compute)
-        passes = {"plain": plain_pass(spec, given, batch, compute, keep=False)}
-        if compute.device.type == "cpu":
-            passes["plain, memory kept"] = plain_pass(spec, given, batch, compute, keep=True)
-        passes |= {
-            name: our_pass(spec, given, batch, path) for name, path in variants(compute).items()
-        }
-        times = together(passes, compute)
-        rows = []
-        for name, of in times.items():
-            speed = len(given.targets) / sorted(of)[len(of) // 2]
-            faster = ratio(times, name, "plain")
-            share = 100 * speed * flops / rates[name] if name in rates else None
-            rows.append({"path": name, "images/s": speed, "x plain": faster, "% of rate": share})
-        report["sizes"].append({"width": width, "batch": batch, "paths": rows})
-        show(f"width {width}, batch {batch}, {flops / 1e9:.3g} GFLOP per image", rows)
-    write(RESULTS / f"step_{compute.device.type}.json", report)
+    sizes = [measured(*size, compute) for size in SIZES]
+    write(RESULTS / f"step_{compute.device.type}.json", {**machine(), "sizes": sizes})
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--plain", nargs=2, type=int, metavar=("WIDTH", "BATCH"))
+    if size := parser.parse_args().plain:
+        device = Compute(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        given = examples(STEPS * size[1], device)
+        serve(plain_pass(spec_of(size[0]), given, size[1], device))
+    else:
+        main()
