@@ -59,14 +59,18 @@ class Compute:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def compiled(self, function: Callable, *, flops: float, steps: int) -> Callable:
+    def compiled(
+        self, function: Callable, *, flops: float, steps: int, fuses: bool = True
+    ) -> Callable:
         """`function` compiled for static shapes, if `steps` calls with `flops` operations in all
         are worth it.
 
-        The decision depends on the planned work only, never on a clock, so that a resumed run takes
-        the same path.
+        `fuses` says that the network has norms and activations to fuse between its convolutions; on
+        a CPU others (ViT, AlexNet) are slower compiled than plain. The decision depends on the
+        planned work only, never on a clock, so that a resumed run takes the same path.
         """
         worth = flops / PLAIN_FLOPS + steps * PLAIN_STEP_S > EARNED_BACK_S
+        worth = worth and (fuses or self.device.type != "cpu")
         wanted = self.compile == "on" or (self.compile == "auto" and worth)
         if not wanted:
             return function

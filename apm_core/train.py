@@ -198,9 +198,8 @@ class Trainer:
         image = examples.images[torch.zeros(1, dtype=torch.int64, device=device)].shape[1:]
         passes = networks * recipe.passes
         flops = 3.0 * forward_flops(net, image, compute) * passes * count
-        self._forward = compute.compiled(
-            forward, flops=flops, steps=passes * math.ceil(count / recipe.batch)
-        )
+        steps = passes * math.ceil(count / recipe.batch)
+        self._forward = compute.compiled(forward, flops=flops, steps=steps, fuses=net.fuses)
 
     def fit(
         self,

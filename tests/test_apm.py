@@ -103,6 +103,33 @@ def test_first_step_follows_the_gradient_of_the_whole_loss(pool, logarithm, segm
     assert figures["match"] + 0.1 * figures["ce"] == pytest.approx(float(loss.detach()), rel=1e-6)
 
 
+def run(pool: TeacherPool, method: APM, rounds: int = 5, **changed: object) -> Tensor:
+    state = method.init(job(pool, **changed))
+    for index in range(rounds):
+        method.step(state, index)
+    return state["images"]
+
+
+@pytest.mark.parametrize("options", [{}, {"logarithm": True, "augment_images": True, "batch": 7}])
+def test_segments_give_the_same_bits(pool, options):
+    whole = run(pool, apm(**options))
+    for segment in (1, 2, 5, 7, 100):
+        assert torch.equal(run(pool, apm(**options), segment=segment), whole)
+
+
+def test_the_order_of_the_checkpoints_does_not_matter(pool):
+    method = apm(logarithm=True)
+    state = method.init(job(pool))
+    method.step(state, 0)
+    gradient, _ = method._image_gradient(state, 1)
+    backwards = {**state, "students": state["students"].flip(0)}
+    torch.testing.assert_close(
+        method._image_gradient(backwards, 1)[0], gradient, rtol=1e-12, atol=0
+    )
+    fewer = {**state, "students": state["students"][1:]}
+    assert not torch.allclose(method._image_gradient(fewer, 1)[0], gradient, rtol=1e-3)
+
+
 def test_augmented_images_get_the_gradient_through_the_augmentation(pool):
     method = apm(augment_images=True)
     state = method.init(job(pool, segment=5))

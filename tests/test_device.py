@@ -98,6 +98,19 @@ def test_the_planned_work_decides_on_compilation(fake_compile, wish, flops, step
     assert (function is double) != compiled
 
 
+def test_on_a_cpu_only_networks_that_fuse_are_compiled(fake_compile):
+    work = {"flops": 1e20, "steps": 10**9}
+    for where, fuses, compiled in (
+        ("cpu", False, False),
+        ("cpu", True, True),
+        ("cuda", False, True),
+    ):
+        function = Compute(torch.device(where)).compiled(double, **work, fuses=fuses)
+        assert (function is not double) == compiled
+    wished = Compute(CPU, compile="on").compiled(double, **work, fuses=False)
+    assert wished is not double
+
+
 def test_without_a_compiler_the_plain_function_runs_and_a_note_says_so(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda _: None)
     notes = []

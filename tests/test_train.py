@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core import augment, rng
+from apm_core import augment, device, rng
+from apm_core.device import Compute
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.nets.base import Shape
 from apm_core.nets.convnet import ConvNet
@@ -20,6 +21,7 @@ from apm_core.train import (
     LOSSES,
     Examples,
     Recipe,
+    Rows,
     Trainer,
     accuracy,
     forward_flops,
@@ -326,3 +328,43 @@ def test_forward_operations_of_a_convnet_equal_the_count_by_hand(cpu):
     convolutions = 2 * 9 * (3 * 16 * 32**2 + 16 * 16 * 16**2 + 16 * 16 * 8**2)
     assert forward_flops(net, (3, 32, 32), cpu) == convolutions + 2 * 16 * 4 * 4 * 10
     assert net.module.training
+
+
+def test_short_and_whole_batches_find_their_own_rows():
+    rows = Rows(3, 2, torch.device("cpu"))
+    order = torch.tensor([5, 3, 1, 0, 2, 4])
+    draws = [augment.draw("flip", 3, rng.generator(n)) for n in range(2)]
+    for _ in range(2):  # a pass leaves the rows ready for the next
+        rows.fill(order, draws)
+        for step in range(2):
+            index, drawn = rows.next("flip")
+            assert index.tolist() == order[3 * step : 3 * step + 3].tolist()
+            assert torch.equal(drawn.uniform, draws[step].uniform) and drawn.group == "flip"
+    rows.fill(order, [None, None])
+    assert rows.next(None)[1] is None
+
+
+def test_a_rehearsal_leaves_no_trace(cpu):
+    one = trainer(cpu, RECIPE)
+    start = one.net.snapshot()
+    expected = one.fit(start, "a", keep=[4])[0]
+    ticks = iter(range(100))
+    # two batches of 4 and one of 2, each rehearsed in one tick, in 5 passes
+    assert one.rehearse(lambda: float(next(ticks))) == 5 * (2 + 1)
+    assert torch.equal(one.fit(start, "a", keep=[4])[0], expected)
+
+
+@pytest.mark.skipif(not device._compiler(), reason="no C++ compiler")
+def test_compiled_training_equals_plain_training(cpu):
+    spec = Spec("convnet", SHAPE, width=8, depth=2)
+    start = spec.fresh("start")
+
+    def train(compute: Compute) -> tuple[Tensor, float]:
+        losses = []
+        one = Trainer(spec.memory(cpu.device), RECIPE, compute, examples(), networks=1)
+        one.fit(start, "a", progress=lambda *call: losses.append(call[2]["loss"]))
+        return one.net.snapshot() - start, losses[-1]
+
+    (moved, loss), (plain, plain_loss) = train(replace(cpu, compile="on")), train(cpu)
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
+    torch.testing.assert_close(moved, plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))

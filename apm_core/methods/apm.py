@@ -107,12 +107,11 @@ class APM(Method):
         self.critic = pool.spec.memory(device)  # holds one checkpoint of the student
         self.critic.module.eval().requires_grad_(False)
         images = (job.rounds + 1) * count
+        passes = images * len(self.keep)
         work = {
-            "flops": 3.0
-            * forward_flops(self.critic, shape.image, compute)
-            * images
-            * len(self.keep),
-            "steps": (job.rounds + 1) * len(self.keep) * -(-count // self.segment),
+            "flops": 3.0 * forward_flops(self.critic, shape.image, compute) * passes,
+            "steps": (job.rounds + 1) * len(self.keep) * math.ceil(count / self.segment),
+            "fuses": self.critic.fuses,
         }
         self._distance = compute.compiled(
             _distance_of(self.critic, compute, self.logarithm), **work

@@ -28,6 +28,8 @@ class ConvNet(nn.Module):
     when `width` or `depth` is not positive or when so many halvings leave no pixel.
     """
 
+    fuses = True  # norm, ReLU and pooling of a block are one pass over memory when compiled
+
     def __init__(self, shape: Shape, *, width: int = WIDTH, depth: int | None = None) -> None:
         super().__init__()
         depth = default_depth(shape.resolution) if depth is None else depth

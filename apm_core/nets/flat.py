@@ -50,6 +50,11 @@ class FlatNet:
         """P, the number of parameters."""
         return self.vector.numel()
 
+    @property
+    def fuses(self) -> bool:
+        """Whether the module says that compiling it pays on a CPU."""
+        return getattr(self.module, "fuses", False)
+
     def __call__(self, x: Tensor) -> Tensor:
         """What the module returns for `x`."""
         return self.module(x)

@@ -21,7 +21,6 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 DATASET = config["dataset"]["name"]
-GPU = 0 if config["compute"]["device"] == "cpu" else 1
 THREADS = config["compute"]["threads"]
 
 
@@ -33,6 +32,14 @@ wildcard_constraints:
     method=r"[a-z_]+",
     network=r"[a-z0-9_]+",
     protocol=r"own|hard|plain",
+
+
+def gpus(wildcards):
+    """GPUs that a job asks for. With device auto on this machine: one if there is one, so that the
+    jobs of a machine without run side by side; on a cluster always one."""
+    device = config["compute"]["device"]
+    here = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    return 0 if device == "cpu" or (device == "auto" and workflow.local_exec and not here) else 1
 
 
 def teacher_files():

@@ -10,7 +10,7 @@ rule distill:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        gpu=gpus,
         mem_mb=16000,
         runtime=720,
     params:

@@ -13,7 +13,7 @@ rule evaluate:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        gpu=gpus,
         mem_mb=16000,
         runtime=240,
     params:
@@ -33,7 +33,7 @@ rule ceiling:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        gpu=gpus,
         mem_mb=16000,
         runtime=240,
     params:

@@ -9,7 +9,7 @@ rule nas_reference:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        gpu=gpus,
         mem_mb=16000,
         runtime=1440,
     params:
@@ -30,7 +30,7 @@ rule nas_proxy:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        gpu=gpus,
         mem_mb=16000,
         runtime=720,
     params:

@@ -9,7 +9,7 @@ rule teachers:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        gpu=GPU,
+        gpu=gpus,
         mem_mb=16000,
         runtime=240,
     params:
