@@ -22,7 +22,7 @@ from apm_core.methods.base import Job, State
 from benchmarks.measure import RESULTS, Elsewhere, machine, ratio, serve, show, together, write
 from benchmarks.workload import apm, job, spec_of, variants
 
-SIZES = ((128, 50, 100), (32, 10, 100))  # width, IPC, segment
+SIZES = ((128, 20, 100), (32, 10, 100))  # width, IPC, segment
 CHECKPOINTS = 5
 
 

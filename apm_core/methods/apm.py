@@ -174,13 +174,13 @@ class APM(Method):
         state["students"] = torch.stack(self.trainer.fit(start, *stream, keep=self.keep))
 
     def _image_gradient(self, state: State, *stream: rng.Path) -> tuple[Tensor, dict[str, float]]:
-        """Gradient (B, C, H, W) of Eq. 4 in the batch, over segments and checkpoints."""
+        """Gradient (B, C, H, W) of Eq. 4 in the batch, over even segments and checkpoints."""
         batch, device = state["batch"], self.job.compute.device
         size = len(batch)
         # drawn for the whole batch, so that the result does not depend on the segments
         drawn = augment.draw(self.strategy, size, rng.generator(*stream, "images"))
         gradients, sums = [], torch.zeros(2, device=device)
-        for part in torch.arange(size, device=device).split(self.segment):
+        for part in torch.arange(size, device=device).tensor_split(math.ceil(size / self.segment)):
             leaf = self.examples.images[part].requires_grad_()
             images = augment.augment(leaf, drawn and drawn.at(part).to(device))
             seen = images.detach().requires_grad_()
