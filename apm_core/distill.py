@@ -11,6 +11,7 @@ from apm_core import memory, methods, store
 from apm_core.device import Compute
 from apm_core.errors import DivergenceError, OutOfMemoryError
 from apm_core.methods.base import Job, Method, Shard, State, settled
+from apm_core.nets.spec import Spec
 from apm_core.prepare import PreparedData
 from apm_core.resume import Resume
 from apm_core.run import Run
@@ -168,6 +169,7 @@ def distill_shard(
         settings["seed"],
         segment,
         home_of(data, settings["ipc"], run.compute, budget),
+        Spec.of(settings, data.shape) if "network" in settings else None,
     )
     rounds = last + 1 if methods.entry(name).iterative else 0
     result = distill(

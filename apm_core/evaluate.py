@@ -21,11 +21,11 @@ PROTOCOLS = ("own", "hard", "plain")
 
 
 def protocol_recipe(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """The recipe of the set under one protocol, with the E epochs and the learning rate of
-    `settings`.
+    """The recipe of the set under one protocol, with the E epochs and, where there is one, the
+    learning rate of `settings`.
     """
     protocol = settings["protocol"]
-    recipe = replace(recipe, lr=settings["lr"]).with_epochs(settings["epochs"])
+    recipe = replace(recipe, lr=settings["lr"] or recipe.lr).with_epochs(settings["epochs"])
     if protocol == "hard":
         return recipe.with_hard_labels()
     return replace(recipe, augment="none") if protocol == "plain" else recipe
@@ -73,7 +73,7 @@ def train_and_test(
     """Train the networks that `settings` name on `examples`, one stream each, and summarize their
     test accuracies.
     """
-    spec = Spec(settings["network"], data.shape, settings["width"], settings["depth"])
+    spec = Spec.of(settings, data.shape)
     test = data.examples("test", run.compute)
     networks = settings["networks"]
     memory = spec.memory(run.compute.device)

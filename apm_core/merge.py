@@ -40,8 +40,11 @@ def merge(
             )
     images = torch.cat([torch.from_numpy(shard.arrays["images"]) for shard in shards])
     classes = torch.cat([torch.from_numpy(shard.arrays["classes"]) for shard in shards])
-    if methods.entry(settings["method"]).labels == "own":
+    labels = methods.entry(settings["method"]).labels
+    if labels == "own":
         targets = torch.cat([torch.from_numpy(shard.arrays["targets"]) for shard in shards])
+    elif labels == "classes":
+        targets = classes
     else:
         targets = pool_labels(pool, images, settings, compute)
     result = DistilledSet(

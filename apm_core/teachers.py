@@ -98,7 +98,7 @@ def train_group(
     `snapshots`, the parameters at initialisation and after every epoch are kept as one array
     (member, epoch, parameter).
     """
-    spec = Spec(settings["network"], data.shape, settings["width"], settings["depth"])
+    spec = Spec.of(settings, data.shape)
     recipe, seed = teacher_recipe(settings), settings["seed"]
     train, test = data.examples("train", run.compute), data.examples("test", run.compute)
     memory = spec.memory(run.compute.device)

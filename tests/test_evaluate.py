@@ -54,6 +54,11 @@ def test_protocols_change_labels_loss_and_augmentation_alone():
     }
 
 
+def test_without_a_learning_rate_that_of_the_set_is_used():
+    settings = {"protocol": "own", "lr": None, "epochs": 100}
+    assert protocol_recipe(RECIPE, settings).lr == RECIPE.lr
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_network_is_its_stream_and_the_recipe_of_the_set(
     real_set, digits, cpu, settings, protocol

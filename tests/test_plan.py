@@ -177,7 +177,7 @@ def test_the_schema_knows_the_methods_and_architectures():
         ({"teachers.lr": 0}, "teachers.lr: 0 is less than or equal to the minimum of 0; learning"),
         ({"recipe.momentum": 1}, "recipe.momentum: 1 is greater than or equal to the maximum of 1"),
         ({"dataset.source": "mnist"}, "dataset.source: 'mnist' is not one of [None, 'digits',"),
-        ({"distill.methods": ["dm"]}, "distill.methods.0: 'dm' is not one of ['apm', 'random']"),
+        ({"distill.methods": ["mm"]}, "distill.methods.0: 'mm' is not one of ['apm', 'dm', 'dc',"),
         ({"distill.methods": []}, "distill.methods: [] should be non-empty; methods to run"),
         (
             {"evaluate.architectures": ["vit", "resnet50"]},
@@ -217,8 +217,8 @@ def test_a_wrong_config_is_refused_in_one_line_that_names_the_key(changes, messa
 
 
 def test_a_method_unknown_to_the_library_is_refused():
-    with pytest.raises(ConfigError, match="there is no method 'dm'; known: apm, random"):
-        Plan(edited({"distill.methods": ["apm", "dm"]}))
+    with pytest.raises(ConfigError, match="there is no method 'mm'; known: apm, dm, dc"):
+        Plan(edited({"distill.methods": ["apm", "mm"]}))
 
 
 def test_a_ranking_that_is_off_needs_no_table():
@@ -248,9 +248,9 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "compute.gpu_memory_gb": (2, set()),
     "compute.threads": (2, set()),
     "compute.resume_interval": (1, set()),
-    "teachers.network": ("vgg11", {"teachers"}),
-    "teachers.width": (64, {"teachers", "evaluate", "ceiling"}),
-    "teachers.depth": (2, {"teachers", "evaluate", "ceiling"}),
+    "teachers.network": ("vgg11", {"teachers", "distill"}),
+    "teachers.width": (64, {"teachers", "distill", "evaluate", "ceiling"}),
+    "teachers.depth": (2, {"teachers", "distill", "evaluate", "ceiling"}),
     "teachers.n": (50, set()),
     "teachers.per_job": (5, {"teachers"}),
     "teachers.epochs": (50, {"teachers"}),
@@ -261,7 +261,7 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "teachers.drop_at": (0.7, {"teachers", "ceiling"}),
     "teachers.augment": ("crop", {"teachers", "ceiling", "nas_reference"}),
     "recipe.epochs": (100, {"distill", "merge"}),
-    "recipe.lr": (0.1, {"distill", "merge", "evaluate"}),
+    "recipe.lr": (0.1, {"distill", "merge"}),
     "recipe.batch": (128, {"distill", "merge"}),
     "recipe.momentum": (0.5, {"distill", "merge"}),
     "recipe.weight_decay": (0.0, {"distill", "merge"}),
@@ -280,6 +280,39 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.apm.logarithm": (True, {"distill"}),
     "methods.apm.keep_batch": (False, {"distill"}),
     "methods.apm.augment_images": (True, {"distill"}),
+    "methods.dm.rounds": (7, {"distill"}),
+    "methods.dm.lr_images": (0.7, {"distill"}),
+    "methods.dm.momentum_images": (0.1, {"distill"}),
+    "methods.dm.batch_real": (7, {"distill"}),
+    "methods.dm.recipe.loss": ("soft_ce", {"distill", "merge"}),
+    "methods.dm.recipe.lr": (0.7, {"distill", "merge"}),
+    "methods.dm.recipe.drop_momentum": (False, {"distill", "merge"}),
+    "methods.dc.rounds": (7, {"distill"}),
+    "methods.dc.lr_images": (0.7, {"distill"}),
+    "methods.dc.momentum_images": (0.1, {"distill"}),
+    "methods.dc.batch_real": (7, {"distill"}),
+    "methods.dc.outer_loops": (7, {"distill"}),
+    "methods.dc.inner_epochs": (7, {"distill"}),
+    "methods.dc.lr_network": (0.7, {"distill"}),
+    "methods.dc.start": ("real", {"distill"}),
+    "methods.dc.recipe.loss": ("soft_ce", {"distill", "merge"}),
+    "methods.dc.recipe.lr": (0.7, {"distill", "merge"}),
+    "methods.dc.recipe.drop_momentum": (False, {"distill", "merge"}),
+    "methods.dc.recipe.augment": ("crop", {"distill", "merge"}),
+    "methods.dsa.rounds": (7, {"distill"}),
+    "methods.dsa.lr_images": (0.7, {"distill"}),
+    "methods.dsa.momentum_images": (0.1, {"distill"}),
+    "methods.dsa.batch_real": (7, {"distill"}),
+    "methods.dsa.outer_loops": (7, {"distill"}),
+    "methods.dsa.inner_epochs": (7, {"distill"}),
+    "methods.dsa.lr_network": (0.7, {"distill"}),
+    "methods.dsa.start": ("noise", {"distill"}),
+    "methods.dsa.recipe.loss": ("soft_ce", {"distill", "merge"}),
+    "methods.dsa.recipe.lr": (0.7, {"distill", "merge"}),
+    "methods.dsa.recipe.drop_momentum": (False, {"distill", "merge"}),
+    "methods.random_hard.recipe.loss": ("soft_ce", {"merge"}),
+    "methods.random_hard.recipe.lr": (0.7, {"merge"}),
+    "methods.random_hard.recipe.drop_momentum": (False, {"merge"}),
     "evaluate.networks": (3, {"evaluate"}),
     "evaluate.epochs": (300, {"evaluate"}),
     "evaluate.architectures": (["convnet", "alexnet"], set()),
@@ -311,8 +344,8 @@ TABLE = {"nas.reference.table": "t.csv", "nas.reference.column": "c"}
 
 def jobs(plan: Plan) -> dict[tuple[str, ...], str]:
     """The settings of every job, by stage and wildcards."""
-    found = {("distill", method): plan.distill(method) for method in plan.methods}
-    found |= {("merge", method): plan.merge(method) for method in plan.methods}
+    found = {("distill", method): plan.distill(method) for method in methods.METHODS}
+    found |= {("merge", method): plan.merge(method) for method in methods.METHODS}
     found |= {("evaluate", *pair): plan.evaluate(*pair) for pair in plan.protocols}
     networks = plan.config["evaluate"]["ceiling"]["architectures"]
     found |= {("ceiling", network): plan.ceiling(network) for network in networks}
@@ -369,7 +402,7 @@ def test_an_override_changes_its_architecture_alone():
 
 def test_width_and_depth_are_those_of_the_teachers_network_alone():
     found = changed({"teachers.width": 64})
-    assert {job[1] for job in found if len(job) > 1} == {"convnet"}
+    assert {job[1] for job in found if job[0] in ("evaluate", "ceiling")} == {"convnet"}
     settings = json.loads(Plan(CONFIG).evaluate("vgg11", "own"))
     assert settings["width"] is None and settings["depth"] is None
 

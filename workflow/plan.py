@@ -154,23 +154,25 @@ class Plan:
 
     def distill(self, method: str) -> str:
         """Settings of a shard; neither its number nor how many there are matter."""
-        settings: Settings = {
-            "method": method,
-            "options": self.config["methods"].get(method, {}),
-            "ipc": self.shard_ipc,
-        }
+        options = dict(self.config["methods"].get(method, {}))
+        rounds = options.pop("rounds", None) or self.config["distill"]["rounds"]
+        options.pop("recipe", None)
+        settings: Settings = {"method": method, "options": options, "ipc": self.shard_ipc}
         if entry(method).iterative:
-            settings["rounds"] = self.config["distill"]["rounds"]
-            settings["recipe"] = self.config["recipe"]
-            settings |= self._precision
+            settings |= {"rounds": rounds, "recipe": self._recipe(method), **self._precision}
+            if entry(method).needs is None:
+                settings |= self._network(self.config["teachers"]["network"])
         return self._text("distill", settings)
 
     def merge(self, method: str) -> str:
         """Settings of the distilled set: its labels, and the recipe it is published with."""
-        settings: Settings = {"method": method, "recipe": self.config["recipe"]}
+        settings: Settings = {"method": method, "recipe": self._recipe(method)}
         if entry(method).labels == "pool":
             settings["labels"] = self.config["distill"]["labels"]
         return self._text("merge", settings)
+
+    def _recipe(self, method: str) -> Settings:
+        return {**self.config["recipe"], **self.config["methods"].get(method, {}).get("recipe", {})}
 
     def evaluate(self, network: str, protocol: str) -> str:
         """Settings of the networks of one architecture under one protocol."""
@@ -180,7 +182,7 @@ class Plan:
             "protocol": protocol,
             "epochs": override.get("epochs", section["epochs"]),
             "networks": override.get("networks", section["networks"]),
-            "lr": override.get("lr", self.config["recipe"]["lr"]),
+            "lr": override.get("lr"),  # None: that of the set
         }
         return self._text("evaluate", {**settings, **self._network(network), **self._precision})
 

@@ -21,14 +21,21 @@ class Entry:
     module: str
     name: str  # of the class
     needs: Needs | None  # for distillation
-    labels: Literal["pool", "own"]  # "pool": teachers label the merged set
+    # "pool": teachers label the merged set; "classes": class indices; "own": the shard brings them
+    labels: Literal["pool", "classes", "own"]
     iterative: bool = True  # uses the number of rounds
 
 
 METHODS = {
     "apm": Entry("apm_core.methods.apm", "APM", needs="teachers", labels="pool"),
+    "dm": Entry("apm_core.methods.dm", "DM", needs=None, labels="classes"),
+    "dc": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
+    "dsa": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
     "random": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
+    ),
+    "random_hard": Entry(
+        "apm_core.methods.random_real", "RandomReal", needs=None, labels="classes", iterative=False
     ),
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from apm_core.device import Compute
 from apm_core.errors import ConfigError
+from apm_core.nets.spec import Spec
 from apm_core.prepare import PreparedData
 from apm_core.teachers import TeacherPool
 
@@ -36,6 +37,7 @@ class Job:
     seed: int
     segment: int | None = None  # None: all at once
     home: torch.device | None = None  # None: the device
+    network: Spec | None = None  # None: that of the pool
 
     @property
     def stream(self) -> tuple[int, str, int]:
@@ -48,6 +50,11 @@ class Job:
         if self.pool is None:
             raise ConfigError("this method needs teachers: give it the pool of the teachers stage")
         return self.pool
+
+    @property
+    def spec(self) -> Spec:
+        """The architecture to distil with."""
+        return self.network or self.teachers.spec
 
     def real_images(self) -> tuple[Tensor, Tensor]:
         """The real images (N, C, H, W) that the shard starts from and their classes (N,)."""

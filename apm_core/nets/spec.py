@@ -21,6 +21,11 @@ class Spec:
     width: int | None = None
     depth: int | None = None
 
+    @classmethod
+    def of(cls, settings: dict[str, Any], shape: Shape) -> "Spec":
+        """The architecture that a stage's settings name: network, width, depth."""
+        return cls(settings["network"], shape, settings["width"], settings["depth"])
+
     def build(self) -> nn.Module:
         """A module with freshly drawn weights; raises ConfigError when the shape does not fit."""
         return nets.build(self.name, self.shape, width=self.width, depth=self.depth)

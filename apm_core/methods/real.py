@@ -1,0 +1,29 @@
+"""The real images, class by class, for the methods that compare with them in every round."""
+
+import torch
+from torch import Tensor
+
+from apm_core import augment, rng
+from apm_core.methods.base import Job
+
+
+class RealClasses:
+    """The training split on the device; batches of one class are drawn from it."""
+
+    def __init__(self, job: Job) -> None:
+        examples = job.data.examples("train", job.compute)
+        labels = examples.targets.cpu()
+        self.images, self.device = examples.images, job.compute.device
+        self.members = [torch.nonzero(labels == c).flatten() for c in range(job.spec.shape.classes)]
+
+    def draw(self, c: int, count: int, *stream: rng.Path) -> Tensor:
+        """Up to `count` different images (n, C, H, W) of class `c`."""
+        members = self.members[c]
+        order = torch.randperm(len(members), generator=rng.generator(*stream, "real", c))
+        return self.images[members[order[:count]].to(self.device)]
+
+
+def siamese(strategy: str, device: torch.device, *stream: rng.Path) -> augment.Draw | None:
+    """One augmentation for all images of a comparison: real and synthetic ones get the same."""
+    drawn = augment.draw(strategy, 1, rng.generator(*stream, "siamese"))
+    return drawn and drawn.to(device)

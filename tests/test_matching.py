@@ -1,0 +1,204 @@
+"""DM, DC and DSA against their formulas, written out with other means."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apm_core import augment, methods
+from apm_core.distill import distill_shard
+from apm_core.methods.base import Job, State
+from apm_core.methods.dc import DC, matching_distance
+from apm_core.methods.dm import DM
+from apm_core.methods.real import RealClasses, siamese
+from apm_core.nets.spec import Spec
+from apm_core.resume import Resume
+from apm_core.run import Run
+from apm_core.train import Recipe
+
+STRATEGY = "crop_scale"
+RECIPE = Recipe(passes=1, lr=0.01, loss="ce", augment=STRATEGY)
+
+
+@pytest.fixture
+def job(digits, cpu) -> Job:
+    spec = Spec("convnet", digits.shape, width=6, depth=1)
+    return Job(digits, None, cpu, ipc=2, shard=1, rounds=5, seed=7, network=spec)
+
+
+def dm(**changed: object) -> DM:
+    return DM(
+        **{"recipe": RECIPE, "lr_images": 0.5, "momentum_images": 0.5, "batch_real": 9} | changed
+    )
+
+
+def dc(**changed: object) -> DC:
+    options = {
+        "recipe": RECIPE,
+        "lr_images": 0.1,
+        "momentum_images": 0.5,
+        "batch_real": 9,
+        "outer_loops": 3,
+        "inner_epochs": 2,
+        "lr_network": 0.01,
+        "start": "real",
+    }
+    return DC(**{**options, **changed})
+
+
+def network(job: Job, vector: Tensor) -> nn.Module:
+    net = job.spec.build()
+    nn.utils.vector_to_parameters(vector, net.parameters())
+    return net
+
+
+def stepped(method, job: Job, rounds: int = 1) -> tuple[Tensor, State, dict[str, float]]:
+    state = method.init(job)
+    before = state["images"].clone()
+    for index in range(rounds):
+        figures = method.step(state, index)
+    return before, state, figures
+
+
+def test_real_batches_are_of_their_class_and_drawn_without_replacement(job, digits, cpu):
+    real, train = RealClasses(job), digits.examples("train", cpu)
+    for c in (0, 7):
+        drawn = real.draw(c, 9, 1, 2)
+        assert torch.equal(drawn, real.draw(c, 9, 1, 2))
+        assert not torch.equal(drawn, real.draw(c, 9, 1, 3))
+        labels = [
+            int(train.targets[(train.images == image).flatten(1).all(1)].unique())
+            for image in drawn
+        ]
+        assert labels == [c] * 9 and len(drawn.unique(dim=0)) == 9
+        everything = real.draw(c, 10**6, 1)
+        assert len(everything) == int((train.targets == c).sum())
+
+
+def test_siamese_augmentation_is_the_same_for_all_images(cpu):
+    drawn = siamese("rotate", cpu.device, 3)
+    image = torch.rand(1, 1, 8, 8)
+    moved = augment.augment(image.expand(5, -1, -1, -1), drawn)
+    assert torch.equal(moved, moved[:1].expand_as(moved)) and not torch.equal(moved[:1], image)
+    assert siamese("none", cpu.device, 3) is None
+
+
+def test_dm_follows_the_gradient_of_its_loss(job):
+    before, state, figures = stepped(dm(), job)
+    stream, leaf = (*job.stream, 0), before.clone().requires_grad_()
+    net, real = network(job, job.spec.fresh(*stream, "network")), RealClasses(job)
+    loss = torch.zeros(())
+    for c in range(10):
+        drawn = siamese(STRATEGY, before.device, *stream, c)
+        mine = net.embed(augment.augment(leaf[2 * c : 2 * c + 2], drawn)).mean(0)
+        theirs = net.embed(augment.augment(real.draw(c, 9, *stream), drawn)).mean(0)
+        loss = loss + ((mine - theirs) ** 2).sum()
+    gradient = torch.autograd.grad(loss, leaf)[0]
+    torch.testing.assert_close(state["images"], before - 0.5 * gradient, rtol=1e-4, atol=1e-5)
+    assert figures["distance"] == pytest.approx(float(loss.detach()), rel=1e-5)
+
+
+def test_dm_brings_the_means_together(job):
+    method = dm(
+        batch_real=100, lr_images=1.0, recipe=RECIPE.__class__(passes=1, lr=1, augment="none")
+    )
+    state, found = method.init(job), []
+    for index in range(40):
+        found.append(method.step(state, index)["distance"])
+    assert np.mean(found[-5:]) < 0.5 * np.mean(found[:5])
+
+
+def test_matching_distance_is_one_minus_the_cosine_of_each_row():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(2, 4, 3, 2)), random.normal(size=(2, 5, 6))
+    expected = 0.0
+    for x, y in ((a[0], a[1]), (b[0], b[1])):
+        for u, v in zip(x.reshape(len(x), -1), y.reshape(len(y), -1), strict=True):
+            expected += 1 - u @ v / (np.linalg.norm(u) * np.linalg.norm(v) + 1e-6)
+    pairs = [[torch.from_numpy(t[i]) for t in (a, b)] for i in (0, 1)]
+    assert float(matching_distance(*pairs)) == pytest.approx(expected, rel=1e-12)
+    assert float(matching_distance(pairs[0], pairs[0])) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [STRATEGY, "none"])
+def test_dsa_follows_the_gradient_of_its_distance(job, strategy):
+    recipe = Recipe(passes=1, lr=0.01, loss="ce", augment=strategy)
+    before, state, figures = stepped(dc(recipe=recipe), job)
+    stream, leaf = (*job.stream, 0), before.clone().requires_grad_()
+    net, real = network(job, job.spec.fresh(*stream, "network")), RealClasses(job)
+    weights = [p for p in net.parameters() if p.ndim >= 2]
+    assert len(weights) == 2  # one convolution and the head
+    total = torch.zeros(())
+    for c in range(10):
+        drawn = siamese(strategy, before.device, *stream, c)
+        label = torch.tensor([c])
+        theirs = augment.augment(real.draw(c, 9, *stream), drawn)
+        mine = augment.augment(leaf[2 * c : 2 * c + 2], drawn)
+        target = torch.autograd.grad(F.cross_entropy(net(theirs), label.expand(9)), weights)
+        loss = F.cross_entropy(net(mine), label.expand(2))
+        found = torch.autograd.grad(loss, weights, create_graph=True)
+        for a, b in zip(found, target, strict=True):
+            cosine = F.cosine_similarity(a.flatten(1), b.flatten(1), dim=1, eps=1e-12)
+            total = total + (1 - cosine).sum()
+    gradient = torch.autograd.grad(total, leaf)[0]
+    scale = float(gradient.abs().max())
+    moved = (before - state["images"]) / 0.1
+    torch.testing.assert_close(moved, gradient, rtol=1e-2, atol=2e-3 * scale)
+    assert figures["distance"] == pytest.approx(float(total.detach()), rel=1e-3)
+
+
+def test_a_network_lives_for_its_outer_loops_and_is_trained_between(job):
+    method = dc()
+    state, vectors = method.init(job), []
+    for index in range(4):
+        method.step(state, index)
+        vectors.append(state["network"].clone())
+    fresh = [job.spec.fresh(*job.stream, index, "network") for index in (0, 3)]
+    assert not torch.equal(vectors[0], fresh[0]) and not torch.equal(vectors[0], vectors[1])
+    assert torch.equal(vectors[1], vectors[2])  # the published code ends without training
+    assert not torch.equal(vectors[3], fresh[1]) and not torch.equal(vectors[3], vectors[2])
+
+
+def test_dc_starts_from_noise_and_dsa_from_real_images(job, digits):
+    images, classes = digits.shard(2, 1)
+    assert torch.equal(dc().init(job)["images"], images)
+    noise = dc(start="noise").init(job)
+    assert torch.equal(noise["classes"], classes)
+    assert abs(float(noise["images"].mean())) < 0.1 and 0.9 < float(noise["images"].std()) < 1.1
+
+
+@pytest.mark.parametrize("name", ["dm", "dc", "dsa"])
+def test_shards_have_the_same_bits_after_a_resume(name, digits, cpu, tmp_path):
+    options = {"lr_images": 0.1, "momentum_images": 0.5, "batch_real": 9}
+    if name != "dm":
+        options |= {"outer_loops": 2, "inner_epochs": 1, "lr_network": 0.01, "start": "real"}
+    recipe = {"epochs": 3, "lr": 0.01, "batch": 16, "momentum": 0.9, "weight_decay": 5e-4}
+    settings = {
+        "method": name,
+        "options": options,
+        "ipc": 1,
+        "rounds": 4,
+        "recipe": {**recipe, "loss": "ce", "augment": STRATEGY, "drop_momentum": True},
+        "network": "convnet",
+        "width": 4,
+        "depth": 1,
+        "seed": 0,
+        "precision": "float32",
+    }
+    assert methods.build(name, json.loads(json.dumps(settings)))
+    unbroken = distill_shard(tmp_path / "a", settings, 0, digits, None, Run(cpu))
+
+    def stop(done: int, total: int, figures: dict[str, float]) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    resume = Resume(tmp_path / "resume", name, every=0)
+    with pytest.raises(KeyboardInterrupt):
+        distill_shard(tmp_path / "b", settings, 0, digits, None, Run(cpu, resume, stop))
+    again = Run(cpu, Resume(tmp_path / "resume", name))
+    assert (
+        distill_shard(tmp_path / "b", settings, 0, digits, None, again).content == unbroken.content
+    )
