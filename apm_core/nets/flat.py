@@ -6,6 +6,7 @@ network in one kernel instead of one per parameter.
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from apm_core.errors import ConfigError
 
@@ -58,6 +59,14 @@ class FlatNet:
     def __call__(self, x: Tensor) -> Tensor:
         """What the module returns for `x`."""
         return self.module(x)
+
+    def at(self, vector: Tensor, x: Tensor) -> Tensor:
+        """What the module would return for `x` with the parameters `vector` (P,), differentiable in
+        both.
+        """
+        pieces = self._split(vector, self._parameters)
+        names = [name for name, _ in self.module.named_parameters()]
+        return functional_call(self.module, dict(zip(names, pieces, strict=True)), (x,))
 
     def zero_grad(self) -> None:
         """Set the gradient to zero in place, and attach it again wherever it was let go."""
