@@ -181,6 +181,8 @@ def distill_shard(
         arrays["targets"] = result.targets.numpy()
     info = {
         "shard": shard,
+        "rate": result.rate,
+        "pool_seconds": sum(group.info["seconds"] for group in pool.artifacts) if pool else 0.0,
         "seconds": run.seconds(),
         "peak_memory_bytes": memory.peak(run.compute),
         "device": run.compute.describe(),

@@ -1,6 +1,7 @@
 """Stage 4: put the shards together and store the final labels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def merge(
 ) -> store.Artifact:
     """Concatenate the shards in the order given, label them and write the distilled set to `path`.
 
+    A learned learning rate is the mean of the shards'.
+
     Raises ArtifactError when a shard comes from other data or other settings than the first.
     """
     shards = [store.read(one, SHARD) for one in shard_paths]
@@ -47,11 +50,14 @@ def merge(
         targets = classes
     else:
         targets = pool_labels(pool, images, settings, compute)
+    recipe = Recipe.of(settings["recipe"])
+    if shards[0].info["rate"] is not None:
+        recipe = replace(recipe, lr=sum(shard.info["rate"] for shard in shards) / len(shards))
     result = DistilledSet(
         images,
         classes,
         targets,
-        Recipe.of(settings["recipe"]),
+        recipe,
         data.whitening,
         tuple(data.class_names),
         data.artifact,
@@ -59,7 +65,10 @@ def merge(
     info = {
         "method": settings["method"],
         "real_bytes": data.train_bytes,
-        "teacher_seconds": sum(group.info["seconds"] for group in pool.artifacts) if pool else 0.0,
+        "teacher_seconds": max(
+            sum(group.info["seconds"] for group in pool.artifacts) if pool else 0.0,
+            shards[0].info["pool_seconds"],
+        ),
         "distill_seconds": sum(shard.info["seconds"] for shard in shards),
         "peak_memory_bytes": max(shard.info["peak_memory_bytes"] for shard in shards),
         "device": shards[0].info["device"],

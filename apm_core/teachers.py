@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apm_core import store
 from apm_core.device import Compute
-from apm_core.errors import ArtifactError
+from apm_core.errors import ArtifactError, ConfigError
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.prepare import PreparedData
@@ -56,6 +56,20 @@ class TeacherPool:
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    @property
+    def trajectories(self) -> list[Tensor]:
+        """Per group, the parameters (member, epoch, P) from initialisation to the last epoch.
+
+        Raises ConfigError for a pool without them.
+        """
+        for artifact in self.artifacts:
+            if "snapshots" not in artifact.arrays:
+                raise ConfigError(
+                    f"{artifact.path}: holds no trajectories: distil from the experts, not from"
+                    " the teachers"
+                )
+        return [torch.from_numpy(artifact.arrays["snapshots"]) for artifact in self.artifacts]
 
     def load(self, index: int) -> FlatNet:
         """The network with the parameters of teacher `index`; valid until the next call."""
@@ -103,6 +117,10 @@ def train_group(
     train, test = data.examples("train", run.compute), data.examples("test", run.compute)
     memory = spec.memory(run.compute.device)
     trainer = Trainer(memory, recipe, run.compute, train, networks=len(members))
+
+    if settings["snapshots"]:
+        size = len(members) * (recipe.passes + 1) * memory.size * 4 / 1e9
+        run.compute.report(f"snapshots of {len(members)} networks will take {size:.3g} GB")
 
     def one(position: int, member: int) -> dict[str, Any]:
         def show(done: int, total: int, figures: dict[str, float]) -> None:

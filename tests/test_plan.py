@@ -19,6 +19,7 @@ PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 ALL = {
     "prepare",
     "teachers",
+    "experts",
     "distill",
     "merge",
     "evaluate",
@@ -27,7 +28,7 @@ ALL = {
     "nas_reference",
     "nas",
 }
-TRAINED = {"teachers", "distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"}
+TRAINED = {"teachers", "experts", "distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"}
 
 
 def merged(base: dict, changes: dict) -> dict:
@@ -248,9 +249,9 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "compute.gpu_memory_gb": (2, set()),
     "compute.threads": (2, set()),
     "compute.resume_interval": (1, set()),
-    "teachers.network": ("vgg11", {"teachers", "distill"}),
-    "teachers.width": (64, {"teachers", "distill", "evaluate", "ceiling"}),
-    "teachers.depth": (2, {"teachers", "distill", "evaluate", "ceiling"}),
+    "teachers.network": ("vgg11", {"teachers", "experts", "distill"}),
+    "teachers.width": (64, {"teachers", "experts", "distill", "evaluate", "ceiling"}),
+    "teachers.depth": (2, {"teachers", "experts", "distill", "evaluate", "ceiling"}),
     "teachers.n": (50, set()),
     "teachers.per_job": (5, {"teachers"}),
     "teachers.epochs": (50, {"teachers"}),
@@ -313,6 +314,43 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.random_hard.recipe.loss": ("soft_ce", {"merge"}),
     "methods.random_hard.recipe.lr": (0.7, {"merge"}),
     "methods.random_hard.recipe.drop_momentum": (False, {"merge"}),
+    "experts.n": (50, set()),
+    "experts.per_job": (5, {"experts"}),
+    "experts.epochs": (7, {"experts"}),
+    "experts.lr": (0.7, {"experts"}),
+    "experts.batch": (7, {"experts"}),
+    "experts.momentum": (0.7, {"experts"}),
+    "experts.weight_decay": (0.7, {"experts"}),
+    "experts.drop_at": (0.7, {"experts"}),
+    "experts.augment": ("crop", {"experts"}),
+    "methods.mtt.rounds": (7, {"distill"}),
+    "methods.mtt.lr_images": (7.0, {"distill"}),
+    "methods.mtt.momentum_images": (0.1, {"distill"}),
+    "methods.mtt.rate": (0.7, {"distill"}),
+    "methods.mtt.lr_rate": (0.7, {"distill"}),
+    "methods.mtt.steps": (7, {"distill"}),
+    "methods.mtt.expert_epochs": (7, {"distill"}),
+    "methods.mtt.start_below": (7, {"distill"}),
+    "methods.mtt.batch": (7, {"distill"}),
+    "methods.mtt.exact": (False, {"distill"}),
+    "methods.mtt.soft_labels": (True, {"distill"}),
+    "methods.mtt.recipe.loss": ("soft_ce", {"distill", "merge"}),
+    "methods.mtt.recipe.lr": (0.7, {"distill", "merge"}),
+    "methods.mtt.recipe.drop_momentum": (False, {"distill", "merge"}),
+    "methods.tesla.rounds": (7, {"distill"}),
+    "methods.tesla.lr_images": (7.0, {"distill"}),
+    "methods.tesla.momentum_images": (0.1, {"distill"}),
+    "methods.tesla.rate": (0.7, {"distill"}),
+    "methods.tesla.lr_rate": (0.7, {"distill"}),
+    "methods.tesla.steps": (7, {"distill"}),
+    "methods.tesla.expert_epochs": (7, {"distill"}),
+    "methods.tesla.start_below": (7, {"distill"}),
+    "methods.tesla.batch": (7, {"distill"}),
+    "methods.tesla.exact": (True, {"distill"}),
+    "methods.tesla.soft_labels": (True, {"distill"}),
+    "methods.tesla.recipe.loss": ("soft_ce", {"distill", "merge"}),
+    "methods.tesla.recipe.lr": (0.7, {"distill", "merge"}),
+    "methods.tesla.recipe.drop_momentum": (False, {"distill", "merge"}),
     "evaluate.networks": (3, {"evaluate"}),
     "evaluate.epochs": (300, {"evaluate"}),
     "evaluate.architectures": (["convnet", "alexnet"], set()),
@@ -349,7 +387,8 @@ def jobs(plan: Plan) -> dict[tuple[str, ...], str]:
     found |= {("evaluate", *pair): plan.evaluate(*pair) for pair in plan.protocols}
     networks = plan.config["evaluate"]["ceiling"]["architectures"]
     found |= {("ceiling", network): plan.ceiling(network) for network in networks}
-    single = ("prepare", "teachers", "nas_proxy", "nas_reference", "nas")
+    found |= {(pool,): plan.pool(pool) for pool in ("teachers", "experts")}
+    single = ("prepare", "nas_proxy", "nas_reference", "nas")
     return {**found, **{(stage,): getattr(plan, stage)() for stage in single}}
 
 
@@ -413,11 +452,13 @@ def test_equal_numbers_in_another_spelling_change_nothing():
 
 def test_another_algorithm_number_changes_its_stage_alone(monkeypatch):
     before = jobs(Plan(CONFIG))
-    for stage in ALL:
+    for stage in ALL - {"experts"}:
         with monkeypatch.context() as patch:
             patch.setitem(ALGORITHM, stage, 99)
             after = jobs(Plan(CONFIG))
-        assert {job[0] for job in before if before[job] != after[job]} == {stage}
+        pools = {"teachers", "experts"}  # one stage, two pools
+        found = {job[0] for job in before if before[job] != after[job]}
+        assert found == (pools if stage in pools else {stage})
 
 
 def test_all_settings_but_how_to_compute_are_on_record():
@@ -428,7 +469,7 @@ def test_all_settings_but_how_to_compute_are_on_record():
 
 def test_shards_and_groups_are_counted():
     plan = Plan(edited({"distill.shards": 5, "teachers.n": 30}))
-    assert plan.shard_ipc == 10 and list(plan.teacher_groups) == [0, 1, 2]
+    assert plan.shard_ipc == 10 and list(plan.groups("teachers")) == [0, 1, 2]
     assert plan.protocols == [
         *((name, "own") for name in CONFIG["evaluate"]["architectures"]),
         ("convnet", "hard"),
@@ -455,6 +496,6 @@ def test_a_name_that_is_no_source_needs_one():
 
 def test_width_and_depth_belong_to_the_convnet():
     plan = Plan(edited({"teachers.network": "vgg11", "teachers.width": 64}))
-    teachers = json.loads(plan.teachers())
+    teachers = json.loads(plan.pool("teachers"))
     assert (teachers["network"], teachers["width"], teachers["depth"]) == ("vgg11", None, None)
     assert json.loads(plan.evaluate("convnet", "own"))["width"] == 64

@@ -85,11 +85,12 @@ class Plan:
             raise ConfigError(
                 f"config: distill.shards: {c['distill']['shards']} does not divide ipc: {c['ipc']}"
             )
-        if c["teachers"]["n"] % c["teachers"]["per_job"]:
-            raise ConfigError(
-                f"config: teachers.n: {c['teachers']['n']} is not a multiple of"
-                f" teachers.per_job: {c['teachers']['per_job']}"
-            )
+        for pool in ("teachers", "experts"):
+            if c[pool]["n"] % c[pool]["per_job"]:
+                raise ConfigError(
+                    f"config: {pool}.n: {c[pool]['n']} is not a multiple of"
+                    f" {pool}.per_job: {c[pool]['per_job']}"
+                )
         unused = set(c["evaluate"]["overrides"]) - set(self.architectures)
         if unused:
             raise ConfigError(
@@ -115,10 +116,9 @@ class Plan:
         """Images per class of one shard."""
         return self.config["ipc"] // self.config["distill"]["shards"]
 
-    @property
-    def teacher_groups(self) -> range:
-        """Numbers of the teacher jobs."""
-        return range(self.config["teachers"]["n"] // self.config["teachers"]["per_job"])
+    def groups(self, pool: str) -> range:
+        """Numbers of the jobs that train the "teachers" or the "experts"."""
+        return range(self.config[pool]["n"] // self.config[pool]["per_job"])
 
     @property
     def protocols(self) -> list[tuple[str, str]]:
@@ -145,12 +145,15 @@ class Plan:
         dataset.pop("name", None)
         return self._text("prepare", dataset)
 
-    def teachers(self) -> str:
-        """Settings of a teacher job; how many teachers there are does not matter to one of them."""
-        section = {k: v for k, v in self.config["teachers"].items() if k != "n"}
-        section |= self._network(section["network"])
-        snapshots = any(entry(method).needs == "trajectories" for method in self.methods)
-        return self._text("teachers", {**section, "snapshots": snapshots, **self._precision})
+    def pool(self, name: str) -> str:
+        """Settings of a job of the "teachers" or the "experts"; how many networks there are in all
+        does not matter to one of them.
+        """
+        section = {k: v for k, v in self.config[name].items() if k != "n"}
+        section |= self._network(self.config["teachers"]["network"])
+        return self._text(
+            "teachers", {**section, "snapshots": name == "experts", **self._precision}
+        )
 
     def distill(self, method: str) -> str:
         """Settings of a shard; neither its number nor how many there are matter."""

@@ -11,7 +11,7 @@ from apm_core.errors import ConfigError
 if TYPE_CHECKING:
     from apm_core.methods.base import Method
 
-Needs = Literal["teachers", "trajectories"]
+Needs = Literal["teachers", "experts"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ METHODS = {
     "dm": Entry("apm_core.methods.dm", "DM", needs=None, labels="classes"),
     "dc": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
     "dsa": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
+    "mtt": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
+    "tesla": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
     "random": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
     ),

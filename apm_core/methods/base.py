@@ -68,7 +68,9 @@ class Shard:
 
     images: Tensor  # (N, C, H, W) float32, working space
     classes: Tensor  # (N,) int64
-    targets: Tensor | None = None  # (N, C) float32; None: the pool labels the merged set
+    # (N, C) float32 logits or (N,) class indices; None: labelled when the shards are merged
+    targets: Tensor | None = None
+    rate: float | None = None  # learned learning rate; None: the recipe's
 
 
 class Method(ABC):

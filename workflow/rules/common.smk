@@ -27,6 +27,7 @@ THREADS = config["compute"]["threads"]
 wildcard_constraints:
     dataset=r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*",
     ipc=r"[1-9]\d*",
+    pool=r"teachers|experts",
     group=r"\d+",
     shard=r"\d+",
     method=r"[a-z_]+",
@@ -42,23 +43,24 @@ def gpus(wildcards):
     return 0 if device == "cpu" or (device == "auto" and workflow.local_exec and not here) else 1
 
 
-def teacher_files():
-    """The groups of the teacher pool."""
+def pool_files(pool):
+    """The groups of a pool of networks trained on the full data."""
     return expand(
-        "work/{dataset}/teachers/{group}.zarr.zip",
+        "work/{dataset}/{pool}/{group}.zarr.zip",
         dataset=DATASET,
-        group=PLAN.teacher_groups,
+        pool=pool,
+        group=PLAN.groups(pool),
     )
 
 
 def pool_for_distillation(wildcards):
-    """The teachers, for a method that distils from them."""
-    return teacher_files() if entry(wildcards.method).needs else []
+    """The networks that a method distils from."""
+    return pool_files(entry(wildcards.method).needs) if entry(wildcards.method).needs else []
 
 
 def pool_for_labels(wildcards):
     """The teachers, for a method whose set they label."""
-    return teacher_files() if entry(wildcards.method).labels == "pool" else []
+    return pool_files("teachers") if entry(wildcards.method).labels == "pool" else []
 
 
 def shard_files(wildcards):

@@ -2,9 +2,9 @@ rule teachers:
     input:
         data="work/{dataset}/data.zarr.zip",
     output:
-        pool=ensure("work/{dataset}/teachers/{group}.zarr.zip", non_empty=True),
+        pool=ensure("work/{dataset}/{pool}/{group}.zarr.zip", non_empty=True),
     log:
-        "logs/{dataset}/teachers.{group}.log",
+        "logs/{dataset}/{pool}.{group}.log",
     conda:
         "../../envs/apm.yaml"
     threads: THREADS
@@ -13,6 +13,6 @@ rule teachers:
         mem_mb=16000,
         runtime=240,
     params:
-        settings=PLAN.teachers(),
+        settings=lambda wildcards: PLAN.pool(wildcards.pool),
     script:
         "../scripts/teachers.py"

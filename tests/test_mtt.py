@@ -1,0 +1,180 @@
+"""MTT and TESLA: one round by hand, what is learned, what is refused."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apm_core import augment, distilled
+from apm_core.distill import distill_shard
+from apm_core.errors import ConfigError
+from apm_core.merge import merge
+from apm_core.methods.base import Job
+from apm_core.methods.mtt import MTT
+from apm_core.resume import Resume
+from apm_core.run import Run
+from apm_core.train import Recipe
+
+RECIPE = Recipe(passes=1, lr=0.01, loss="ce", augment="crop_scale")
+OPTIONS = {
+    "lr_images": 5.0,
+    "momentum_images": 0.5,
+    "rate": 0.05,
+    "lr_rate": 1e-4,
+    "steps": 3,
+    "expert_epochs": 1,
+    "start_below": 2,
+    "batch": 7,
+    "exact": True,
+    "soft_labels": False,
+}
+
+
+def mtt(**changed: object) -> MTT:
+    return MTT(**{"recipe": RECIPE, **OPTIONS, **changed})
+
+
+@pytest.fixture
+def job(digits, teachers, cpu) -> Job:
+    return Job(digits, teachers, cpu, ipc=1, shard=0, rounds=5, seed=7)
+
+
+def unrolled(job: Job, method: MTT, images: Tensor, targets: Tensor, loss) -> list[Tensor]:
+    """Loss of round 0 and its gradients in images and rate, with the graph of all steps."""
+    stream = (*job.stream, 0)
+    start, target = method._piece(*stream)
+    leaf, rate = images.clone().requires_grad_(), torch.tensor(0.05, requires_grad=True)
+    theta = start.clone().requires_grad_()
+    net = job.spec.memory(images.device)
+    for step in method._plan(len(images), *stream):
+        seen = augment.augment(leaf[step.index], step.drawn)
+        value = loss(net.at(theta, seen), targets[step.index])
+        theta = theta - rate * torch.autograd.grad(value, theta, create_graph=True)[0]
+    result = (theta - target).square().sum() / (start - target).square().sum()
+    return [result.detach(), *torch.autograd.grad(result, (leaf, rate))]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_round_follows_the_gradient_of_full_unrolling(job, soft):
+    loss = "soft_ce" if soft else "ce"
+    recipe = Recipe(passes=1, lr=0.01, loss=loss, augment="crop_scale")
+    method = mtt(soft_labels=soft, recipe=recipe)
+    state = method.init(job)
+    before, targets = state["images"].clone(), state["classes"]
+    if soft:
+        _, target = method._piece(*job.stream, 0)
+        net = job.spec.memory(before.device)
+        net.load(target)
+        targets = net(before).softmax(1).detach()
+    figures = method.step(state, 0)
+    value, by_images, by_rate = unrolled(job, method, before, targets, F.cross_entropy)
+    assert figures["match"] == pytest.approx(float(value), rel=1e-5)
+    scale = float(by_images.abs().max())
+    moved = (before - state["images"]) / 5.0
+    torch.testing.assert_close(moved, by_images, rtol=1e-3, atol=1e-3 * scale)
+    assert figures["rate"] == pytest.approx(0.05 - 1e-4 * float(by_rate), rel=1e-5)
+    torch.testing.assert_close(state["targets"], targets)
+
+
+def test_the_approximation_is_another_gradient(job):
+    images = []
+    for exact in (True, False):
+        method = mtt(exact=exact)
+        state = method.init(job)
+        method.step(state, 0)
+        images.append(state["images"])
+    assert not torch.allclose(*images, rtol=1e-3)
+
+
+def test_pieces_are_epochs_of_one_expert(job, teachers):
+    method, seen = mtt(), set()
+    method.init(job)
+    experts = [member for group in teachers.trajectories for member in group]
+    for index in range(40):
+        start, target = method._piece(1, index)
+        found = [
+            (e, t)
+            for e, expert in enumerate(experts)
+            for t in range(2)
+            if torch.equal(start, expert[t]) and torch.equal(target, expert[t + 1])
+        ]
+        assert len(found) == 1
+        seen |= set(found)
+    assert seen == {(e, t) for e in range(4) for t in range(2)}
+
+
+def test_inner_batches_are_permutations_one_after_another(job):
+    method = mtt(steps=5, batch=4)
+    method.init(job)
+    plan = method._plan(10, 3)
+    assert [len(step.index) for step in plan] == [4, 4, 2, 4, 4]
+    assert sorted(torch.cat([s.index for s in plan[:3]]).tolist()) == list(range(10))
+    assert len(torch.cat([s.index for s in plan[3:]]).unique()) == 8
+
+
+def test_the_rate_stays_above_a_hundredth_of_its_start(job):
+    method = mtt(lr_rate=1e6)
+    state = method.init(job)
+    state["rate_velocity"] += 1e3
+    assert method.step(state, 0)["rate"] == pytest.approx(0.0005)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"start_below": 3}, r"start_below: from epoch 2, 1 epochs on, is beyond the 2 epochs"),
+        ({"expert_epochs": 2}, r"is beyond the 2 epochs of the experts: lower start_below"),
+        ({"batch": 11}, r"methods\.mtt\.batch: 11 is more than the 10 images"),
+        ({"soft_labels": True}, r"recipe\.loss: ce does not go with soft_labels: true: set it to"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused(job, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        mtt(**wrong).init(job)
+
+
+def test_a_pool_without_trajectories_is_refused(job, teachers, monkeypatch):
+    monkeypatch.delitem(teachers.artifacts[0].arrays, "snapshots")
+    with pytest.raises(ConfigError, match="holds no trajectories: distil from the experts"):
+        mtt().init(job)
+
+
+def test_shards_are_resumed_and_merged_with_their_learned_rate(
+    digits, teachers, recipe_settings, cpu, tmp_path
+):
+    recipe = {**recipe_settings, "loss": "ce", "drop_momentum": True}
+    settings = {
+        "method": "mtt",
+        "options": OPTIONS,
+        "ipc": 1,
+        "rounds": 3,
+        "recipe": recipe,
+        "seed": 0,
+        "precision": "float32",
+    }
+    files = [tmp_path / "0", tmp_path / "1"]
+    shards = [
+        distill_shard(file, settings, number, digits, teachers, Run(cpu))
+        for number, file in enumerate(files)
+    ]
+
+    def stop(done: int, total: int, figures: dict[str, float]) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    resume = Resume(tmp_path / "resume", "mtt", every=0)
+    with pytest.raises(KeyboardInterrupt):
+        distill_shard(tmp_path / "b", settings, 0, digits, teachers, Run(cpu, resume, stop))
+    again = Run(cpu, Resume(tmp_path / "resume", "mtt"))
+    resumed = distill_shard(tmp_path / "b", settings, 0, digits, teachers, again)
+    assert resumed.content == shards[0].content and resumed.info["rate"] == shards[0].info["rate"]
+
+    merged = tmp_path / "set.zarr.zip"
+    merge(merged, {"method": "mtt", "recipe": recipe, "seed": 0}, files, digits, None, cpu)
+    found = distilled.load(merged)
+    rates = [shard.info["rate"] for shard in shards]
+    assert rates[0] != rates[1] and found.recipe.lr == pytest.approx(np.mean(rates))
+    assert torch.equal(found.targets, found.classes) and found.recipe.drop_momentum
+    seconds = sum(a.info["seconds"] for a in teachers.artifacts)
+    assert found.artifact.info["teacher_seconds"] == pytest.approx(seconds)
