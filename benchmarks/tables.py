@@ -1,0 +1,80 @@
+"""The committed figures as the README's tables: `python -m benchmarks.tables`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from apm_core import store
+from benchmarks.measure import RESULTS
+
+
+def rows(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are figures."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+
+
+def _paths(cells: dict[str, list[str]]) -> list[list[str]]:
+    return [[name, *values] for name, values in cells.items()]
+
+
+def steps(report: dict[str, Any]) -> str:
+    """Images a second of training steps, how many times the plain loop, share of the rate."""
+    cells: dict[str, list[str]] = {}
+    for size in report["sizes"]:
+        for path in size["paths"]:
+            text = f"{path['images/s']:,.0f}, {path['x plain']['median']:.1f}x"
+            text += f", {path['% of rate']:.0f} %" if path["% of rate"] else ""
+            cells.setdefault(path["path"], []).append(text)
+    header = [f"width {size['width']}, batch {size['batch']}" for size in report["sizes"]]
+    return rows(["training step, images/s", *header], _paths(cells))
+
+
+def updates(report: dict[str, Any]) -> str:
+    """Milliseconds of image updates, and how many times the plain loop."""
+    cells: dict[str, list[str]] = {}
+    for size in report["sizes"]:
+        for path in size["paths"]:
+            text = f"{path['ms']:,.0f}, {path['x plain']['median']:.1f}x"
+            cells.setdefault(path["path"], []).append(text)
+    header = [f"width {size['width']}, {10 * size['ipc']} images" for size in report["sizes"]]
+    return rows(["image update, ms", *header], _paths(cells))
+
+
+def peaks(report: dict[str, Any]) -> str:
+    """Peak megabytes without S as one quantity grows."""
+    lines: dict[str, list[str]] = {}
+    for row in report["growth"]:
+        quantity, value = row["grows"].split()
+        lines.setdefault(quantity, []).append(f"{value}: {row['MB without S']:.0f}")
+    return rows(
+        ["peak without S, MB", "as it grows"], [[k, ", ".join(v)] for k, v in lines.items()]
+    )
+
+
+def precisions(reports: Sequence[dict[str, Any]]) -> str:
+    """Accuracy in bf16 and in float32."""
+    lines = []
+    for report in reports:
+        for what, by in report["results"].items():
+            scores = [f"{by[p]['mean']:.2f} ± {by[p]['std']:.2f}" for p in ("bf16", "float32")]
+            lines.append([f"{report['preset']}, {what}", *scores, str(by["bf16"]["n"])])
+    return rows(["accuracy, %", "bf16", "float32", "n"], lines)
+
+
+def all_tables() -> list[str]:
+    """Every table of the section on speed and memory."""
+
+    def read(name: str) -> dict[str, Any]:
+        return store.read_json(RESULTS / f"{name}.json")
+
+    compared = [store.read_json(path) for path in sorted(RESULTS.glob("precision_*.json"))]
+    return [
+        steps(read("step_cpu")),
+        updates(read("round_cpu")),
+        peaks(read("memory_cpu")),
+        precisions(compared),
+    ]
+
+
+if __name__ == "__main__":
+    print("\n\n".join(all_tables()))

@@ -1,0 +1,98 @@
+"""The gradient of a trajectory: full unrolling, TESLA's approximation, the exact recursion.
+
+    python -m benchmarks.trajectory
+
+Error and cosine of the image gradient are against full unrolling, in float64; time and memory in
+float32. ConvNet of width 32, 100 images of 32x32, from random parameters towards others that plain
+training reached.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apm_core import augment, memory, rng
+from apm_core.device import Compute, choose
+from apm_core.nets.flat import FlatNet
+from apm_core.trajectory import Step, match
+from benchmarks.measure import RESULTS, machine, show, write
+from benchmarks.workload import STUDENT, spec_of
+
+LENGTHS = (10, 20, 40, 80)
+IMAGES, RATE = 100, 0.05
+
+
+def setting(steps: int, compute: Compute, kind: torch.dtype) -> tuple[Any, ...]:
+    """Arguments of `match`: the target is where the same steps on other images end."""
+    spec, device, random = spec_of(32), compute.device, rng.generator("trajectory", steps)
+    net = FlatNet(spec.build().to(device, kind))
+    images, others = torch.randn(2, IMAGES, *spec.shape.image, generator=random).to(device, kind)
+    classes = (torch.arange(IMAGES) % spec.shape.classes).to(device)
+    plan = []
+    for _ in range(steps):
+        drawn = augment.draw(STUDENT.augment, IMAGES, random)
+        numbers = drawn.uniform.to(device, kind)
+        plan.append(Step(torch.arange(IMAGES, device=device), augment.Draw(drawn.group, numbers)))
+    start = theta = spec.fresh("start").to(device, kind)
+    for step in plan:
+        leaf = theta.requires_grad_()
+        loss = F.cross_entropy(net.at(leaf, augment.augment(others, step.drawn)), classes)
+        theta = (leaf - RATE * torch.autograd.grad(loss, leaf)[0]).detach()
+    rate = torch.tensor(RATE, device=device, dtype=kind)
+    return net, start.detach(), theta, plan, images, classes, rate, F.cross_entropy
+
+
+def unrolled(net, start, target, steps, images, classes, rate, loss) -> Tensor:  # noqa: ANN001
+    """The image gradient with the graph of all steps in memory."""
+    leaf, theta = images.clone().requires_grad_(), start.clone().requires_grad_()
+    for step in steps:
+        value = loss(net.at(theta, augment.augment(leaf, step.drawn)), classes)
+        theta = theta - rate * torch.autograd.grad(value, theta, create_graph=True)[0]
+    apart = (start - target).square().sum()
+    return torch.autograd.grad((theta - target).square().sum() / apart, leaf)[0]
+
+
+WAYS = {
+    "unrolled": unrolled,
+    "tesla": lambda *given: match(*given, exact=False).images,
+    "exact": lambda *given: match(*given).images,
+}
+
+
+def measured(steps: int, compute: Compute) -> list[dict[str, Any]]:
+    """One row per way."""
+    doubles = setting(steps, compute, torch.float64)
+    truth = unrolled(*doubles)
+    floats, rows = setting(steps, compute, torch.float32), []
+    for name, way in WAYS.items():
+        found = way(*doubles)
+        way(*floats)
+        memory.reset_peak(compute)
+        before, started = memory.peak(compute), compute.clock()
+        way(*floats)
+        seconds, peak = compute.clock() - started, memory.peak(compute) - before
+        rows.append(
+            {
+                "way": name,
+                "steps": steps,
+                "error": float((found - truth).norm() / truth.norm()),
+                "cosine": float(F.cosine_similarity(found.flatten(), truth.flatten(), dim=0)),
+                "s": seconds,
+                "MB": peak / 1e6,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write."""
+    compute = choose("auto", "float32", "off", print)
+    rows = [row for steps in LENGTHS for row in measured(steps, compute)]
+    show(f"gradient of {IMAGES} images through N steps", rows)
+    write(RESULTS / f"trajectory_{compute.device.type}.json", {**machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

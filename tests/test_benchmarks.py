@@ -1,0 +1,88 @@
+"""The benchmarks' own arithmetic, and that the README shows what they wrote."""
+
+import pytest
+
+from apm_core.device import Compute
+from benchmarks import measure, overhead, precision, tables
+from benchmarks.workload import CIFAR10, apm, job, spec_of
+
+
+def test_the_tables_of_the_committed_figures_stand_in_the_readme():
+    readme = (precision.ROOT / "README.md").read_text()
+    for table in tables.all_tables():
+        assert table in readme
+
+
+def test_functions_are_timed_in_turns(cpu):
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = measure.together(functions, cpu, repetitions=3, seconds=0.0)
+    assert calls == ["a", "a", "b", "b", *"ababab"]
+    assert {name: len(of) for name, of in times.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_taken_repetition_by_repetition():
+    times = {"slow": [2.0, 30.0, 4.0], "fast": [1.0, 10.0, 1.0]}
+    found = measure.ratio(times, "fast", "slow")
+    assert found == {"median": 3.0, "min": 2.0, "max": 4.0}
+
+
+def test_a_product_counts_its_operations(cpu):
+    product, operations = measure.matrix_product(cpu)
+    assert product().shape == (2048, 2048) and operations == 2 * 2048**3
+
+
+def test_a_function_runs_elsewhere_each_time_it_is_called(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    (tmp_path / "other.py").write_text(
+        "import sys\nfrom benchmarks.measure import serve\n"
+        "serve(lambda: open(sys.argv[1], 'a').write('x'))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{precision.ROOT}")
+    other = measure.Elsewhere("other", log)
+    for count in (1, 2):
+        other()
+        assert log.read_text() == "x" * count
+    other.close()
+    with pytest.raises((RuntimeError, ValueError)):
+        other()
+
+
+@pytest.mark.parametrize(
+    ("intervals", "length"), [([], 0), ([(1, 3), (2, 5)], 4), ([(7, 8), (1, 3), (2, 2.5)], 3)]
+)
+def test_the_union_of_intervals_is_counted_once(intervals, length):
+    assert overhead.covered(intervals) == length
+
+
+def test_a_logs_first_and_last_time_are_read(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("01:02:03 settings {}\nno time here\n01:02:10 5/9 3 s left\n01:03:00 done\n")
+    assert overhead.interval(log) == (3723.0, 3780.0)
+
+
+def test_precision_runs_are_cut_to_what_is_compared():
+    preset = precision.ROOT / "presets/cifar10_cpu.yaml"
+    config = precision.config_of(preset, ["distill.rounds=7", "teachers.n=1"])
+    assert (config["distill"]["rounds"], config["teachers"]["n"]) == (7, 1)
+    assert config["teachers"]["width"] == 32 and config["teachers"]["lr"] == 0.05
+    assert config["distill"]["methods"] == ["apm"] and config["nas"]["networks"] == 0
+
+
+def test_the_generated_work_has_the_real_shapes(cpu):
+    assert spec_of(128).fresh(0).shape == (320_010,)
+    given = job(spec_of(4), cpu, 2)
+    images, classes = given.real_images()
+    assert images.shape == (20, *CIFAR10.image) and classes.bincount().tolist() == [2] * 10
+    method = apm(epochs=5, batch=10)
+    figures = method.step(method.init(given), 0)
+    assert set(figures) == {"match", "ce", "lr_images"}
+
+
+def test_the_default_path_is_the_last_of_the_variants(cpu):
+    from benchmarks.workload import variants
+
+    assert list(variants(cpu)) == ["float32", "float32, compiled"]
+    both = variants(Compute(cpu.device, "bf16"))
+    assert list(both) == ["float32", "float32, compiled", "bf16", "bf16, compiled"]
+    assert both["bf16, compiled"].compile == "on"
