@@ -35,9 +35,14 @@ step gpu "$python" -m pytest -q tests/test_gpu.py
 step benchmarks "$python" -m benchmarks
 cp benchmarks/results/{step,round,memory,scaling}_*.json "$out"
 for labels in teacher mean; do
+    overlay=$work/$labels.yaml
+    cat >"$overlay" <<END
+dataset: {data_dir: "$data"}
+distill: {labels: $labels}
+compute: {threads: $(nproc)}
+END
     step "results.$labels" "$python" -m snakemake --cores all --directory "$work" \
-        --configfile "${presets[@]}" \
-        --config "dataset={data_dir: $data}" "distill={labels: $labels}" "compute={threads: $(nproc)}"
+        --configfile "${presets[@]}" "$overlay"
     for file in "$work"/results/*_ipc*.json; do
         cp "$file" "$out/headline.$labels.$(basename "$file")"
     done
