@@ -59,7 +59,7 @@ def distill(
         if rounds:
             if budget:
                 job = fitted(method, job, state, budget)
-            predict(method, job, state, rounds)
+            job = predict(method, job, state, rounds)
     else:
         job = replace(job, segment=saved["segment"])
         state, first = settled(saved["state"], method, job), saved["round"]
@@ -69,18 +69,13 @@ def distill(
         try:
             figures = method.step(state, index)
         except RuntimeError as error:
-            if not memory.is_exhausted(error):
-                raise
-            job = halved(job, len(state["images"]), error)
-        else:
-            require_finite(index, figures)
-            index += 1
-            if resume and resume.due():
-                resume.save({"round": index, "segment": job.segment, "state": state})
-            progress(index, rounds, figures)
+            job = smaller(method, job, state, error)
             continue
-        memory.reset_peak(job.compute)
-        method.attach(job)
+        require_finite(index, figures)
+        index += 1
+        if resume and resume.due():
+            resume.save({"round": index, "segment": job.segment, "state": state})
+        progress(index, rounds, figures)
     return method.finish(state)
 
 
@@ -110,19 +105,33 @@ def fitted(method: Method, job: Job, state: State, budget: Budget) -> Job:
     return job
 
 
-def predict(method: Method, job: Job, state: State, rounds: int) -> None:
-    """Report how long the rounds will take; compiles what they need."""
-    memory.reset_peak(job.compute)
-    method.rehearse(state, job.compute.clock)
-    _, seconds = method.rehearse(state, job.compute.clock)
+def predict(method: Method, job: Job, state: State, rounds: int) -> Job:
+    """Report how long the rounds will take, and compile what they need; returns the job, with a
+    smaller segment if memory ran out.
+    """
+    while True:
+        try:
+            memory.reset_peak(job.compute)
+            method.rehearse(state, job.compute.clock)
+            _, seconds = method.rehearse(state, job.compute.clock)
+            break
+        except RuntimeError as error:
+            job = smaller(method, job, state, error)
     job.compute.report(
         f"expected: {seconds * rounds / 3600:.2g} h for {rounds} rounds of {seconds:.3g} s, and"
         f" {memory.peak(job.compute) / memory.GB:.3g} GB"
     )
+    return job
 
 
-def halved(job: Job, images: int, error: RuntimeError) -> Job:
-    """The job with half the segment; raises OutOfMemoryError when it is one image already."""
+def smaller(method: Method, job: Job, state: State, error: RuntimeError) -> Job:
+    """The job with half the segment, attached, after `error` said that memory ran out.
+
+    Raises `error` when it says something else, OutOfMemoryError when the segment is one image.
+    """
+    if not memory.is_exhausted(error):
+        raise error
+    images = len(state["images"])
     before = min(job.segment or images, images)
     if before == 1:
         raise OutOfMemoryError(
@@ -130,7 +139,10 @@ def halved(job: Job, images: int, error: RuntimeError) -> Job:
             f" teachers.width, or use a larger device ({str(error).splitlines()[0]})"
         ) from error
     job.compute.report(f"out of memory with {before} images at a time: going on with {before // 2}")
-    return replace(job, segment=before // 2)
+    job = replace(job, segment=before // 2)
+    memory.reset_peak(job.compute)
+    method.attach(job)
+    return job
 
 
 def require_finite(index: int, figures: dict[str, float]) -> None:

@@ -146,6 +146,35 @@ def test_after_running_out_of_memory_a_round_is_done_again_in_halves(
         assert found.arrays["images"] == pytest.approx(cut.arrays["images"], abs=1e-5)
 
 
+def test_memory_that_runs_out_in_the_rehearsal_halves_the_segment_too(
+    settings, digits, teachers, tmp_path, monkeypatch
+):
+    original = module.APM._segment_gradient
+
+    def limited(self, images, *rest):
+        if len(images) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, images, *rest)
+
+    whole, _ = shard(tmp_path / "a", settings, digits, teachers)
+    monkeypatch.setattr(module.APM, "_segment_gradient", limited)
+    cut, lines = shard(tmp_path / "b", settings, digits, teachers)
+    assert lines[0] == "out of memory with 20 images at a time: going on with 10"
+    assert lines[1].startswith("expected: ") and len(lines) == 3
+    assert cut.arrays["images"] == pytest.approx(whole.arrays["images"], abs=1e-5)
+
+
+def test_another_error_of_a_round_is_raised_as_it_is(
+    settings, digits, teachers, tmp_path, monkeypatch
+):
+    def wrong(self, *_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(module.APM, "_segment_gradient", wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        shard(tmp_path / "a", settings, digits, teachers)
+
+
 def test_one_image_that_does_not_fit_ends_with_one_line(
     settings, digits, teachers, tmp_path, monkeypatch
 ):
