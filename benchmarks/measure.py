@@ -85,6 +85,7 @@ class Elsewhere:
         """End the process."""
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 def serve(function: Callable[[], object]) -> None:

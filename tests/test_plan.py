@@ -499,3 +499,25 @@ def test_width_and_depth_belong_to_the_convnet():
     teachers = json.loads(plan.pool("teachers"))
     assert (teachers["network"], teachers["width"], teachers["depth"]) == ("vgg11", None, None)
     assert json.loads(plan.evaluate("convnet", "own"))["width"] == 64
+
+
+@pytest.mark.parametrize(
+    ("device", "local", "file", "gpus"),
+    [
+        ("auto", True, None, 0),
+        ("auto", True, "nvidia0", 1),
+        ("auto", True, "nvidiactl", 0),
+        ("auto", True, "dxg", 1),
+        ("auto", False, None, 1),
+        ("cpu", False, "nvidia0", 0),
+        ("cuda", True, None, 1),
+        ("cuda:1", True, "nvidia1", 1),
+    ],
+)
+def test_jobs_ask_for_a_gpu_where_there_may_be_one(
+    monkeypatch, tmp_path, device, local, file, gpus
+):
+    monkeypatch.setattr("plan.DEVICES", tmp_path)
+    if file:
+        (tmp_path / file).touch()
+    assert Plan(edited({"compute.device": device})).gpus(local=local) == gpus

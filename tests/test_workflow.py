@@ -219,7 +219,7 @@ BAD = {
     ),
     "method": (
         {"distill": {"methods": ["apn"]}},
-        "config: distill.methods.0: 'apn' is not one of ['apm', 'random']",
+        "config: distill.methods.0: 'apn' is not one of ['apm', 'dm',",
     ),
     "architecture": (
         {"evaluate": {"architectures": ["convnt"]}},

@@ -31,6 +31,7 @@ ALGORITHM = {
     "nas": 1,
     "collect": 1,
 }
+DEVICES = Path("/dev")
 Settings = dict[str, Any]
 
 
@@ -64,6 +65,11 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def gpu_here() -> bool:
+    """Whether this machine has the device files of a GPU; torch would take seconds to say it."""
+    return any(DEVICES.glob("nvidia[0-9]*")) or (DEVICES / "dxg").exists()
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,13 @@ class Plan:
         dataset["source"] = dataset["source"] or dataset.pop("name")
         dataset.pop("name", None)
         return self._text("prepare", dataset)
+
+    def gpus(self, *, local: bool) -> int:
+        """GPUs that a job asks for. On this machine (`local`) device auto asks for one if there is
+        one, so that the jobs of a machine without run side by side; on a cluster always.
+        """
+        device = self.config["compute"]["device"]
+        return 0 if device == "cpu" or (device == "auto" and local and not gpu_here()) else 1
 
     def pool(self, name: str) -> str:
         """Settings of a job of the "teachers" or the "experts"; how many networks there are in all

@@ -36,11 +36,8 @@ wildcard_constraints:
 
 
 def gpus(wildcards):
-    """GPUs that a job asks for. With device auto on this machine: one if there is one, so that the
-    jobs of a machine without run side by side; on a cluster always one."""
-    device = config["compute"]["device"]
-    here = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
-    return 0 if device == "cpu" or (device == "auto" and workflow.local_exec and not here) else 1
+    """GPUs that a job asks for."""
+    return PLAN.gpus(local=workflow.local_exec)
 
 
 def pool_files(pool):
