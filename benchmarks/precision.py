@@ -125,7 +125,7 @@ def main() -> None:
         {
             **machine(),
             "preset": options.preset.stem,
-            "changes": options.set,
+            "changes": [c for c in options.set if not c.startswith("dataset.data_dir")],
             "results": table,
             "runs": runs,
         },

@@ -3,7 +3,7 @@
     python -m benchmarks.trajectory
 
 Error and cosine of the image gradient are against full unrolling, in float64; time and memory in
-float32. ConvNet of width 32, 100 images of 32x32, from random parameters towards others that plain
+float32. ConvNet of width 16, 20 images of 32x32, from random parameters towards others that plain
 training reached.
 """
 
@@ -21,12 +21,12 @@ from benchmarks.measure import RESULTS, machine, show, write
 from benchmarks.workload import STUDENT, spec_of
 
 LENGTHS = (10, 20, 40, 80)
-IMAGES, RATE = 100, 0.05
+IMAGES, RATE = 20, 0.05
 
 
 def setting(steps: int, compute: Compute, kind: torch.dtype) -> tuple[Any, ...]:
     """Arguments of `match`: the target is where the same steps on other images end."""
-    spec, device, random = spec_of(32), compute.device, rng.generator("trajectory", steps)
+    spec, device, random = spec_of(16), compute.device, rng.generator("trajectory", steps)
     net = FlatNet(spec.build().to(device, kind))
     images, others = torch.randn(2, IMAGES, *spec.shape.image, generator=random).to(device, kind)
     classes = (torch.arange(IMAGES) % spec.shape.classes).to(device)
