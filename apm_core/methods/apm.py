@@ -27,7 +27,7 @@ from torch import Tensor
 from apm_core import augment, rng
 from apm_core.device import Compute
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, State
+from apm_core.methods.base import Job, Method, State, require_batch
 from apm_core.nets.flat import FlatNet
 from apm_core.train import Examples, Recipe, Trainer, forward_flops
 
@@ -83,11 +83,7 @@ class APM(Method):
     def init(self, job: Job) -> State:
         """Real images at rest; the student and the batch of the period are drawn in round 0."""
         images, classes = job.real_images()
-        if self.batch is not None and self.batch > len(images):
-            raise ConfigError(
-                f"methods.apm.batch: {self.batch} is more than the {len(images)} images of a shard:"
-                " lower it, or set it to null for all images"
-            )
+        require_batch("methods.apm.batch", self.batch, images)
         self.attach(job)
         return {"images": images, "classes": classes, "velocity": torch.zeros_like(images)}
 

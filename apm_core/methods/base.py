@@ -117,6 +117,15 @@ class Method(ABC):
         return Shard(state["images"].cpu(), state["classes"].cpu())
 
 
+def require_batch(key: str, batch: int | None, images: Tensor) -> None:
+    """Raise ConfigError, naming `key`, when a batch is larger than the shard's images."""
+    if batch is not None and batch > len(images):
+        raise ConfigError(
+            f"{key}: {batch} is more than the {len(images)} images of a shard: lower it, or set it"
+            " to null for all images"
+        )
+
+
 def settled(state: State, method: Method, job: Job) -> State:
     """The state with each tensor where it lives during the rounds."""
     home, device = job.home or job.compute.device, job.compute.device

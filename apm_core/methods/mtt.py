@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apm_core import augment, rng
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, Shard, State
+from apm_core.methods.base import Job, Method, Shard, State, require_batch
 from apm_core.train import Recipe
 from apm_core.trajectory import Step, match
 
@@ -71,11 +71,7 @@ class MTT(Method):
     def init(self, job: Job) -> State:
         """Real images at rest, and the rate."""
         images, classes = job.real_images()
-        if self.batch is not None and self.batch > len(images):
-            raise ConfigError(
-                f"methods.mtt.batch: {self.batch} is more than the {len(images)} images of a"
-                " shard: lower it, or set it to null for all images"
-            )
+        require_batch("methods.mtt.batch", self.batch, images)
         self.attach(job)
         return {
             "images": images,
