@@ -1,6 +1,6 @@
 """The committed figures as the README's tables: `python -m benchmarks.tables`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from apm_core import store
@@ -13,31 +13,34 @@ def rows(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
 
 
-def _paths(cells: dict[str, list[str]]) -> list[list[str]]:
-    return [[name, *values] for name, values in cells.items()]
+def by_path(report: dict[str, Any], cell: Callable[[dict[str, Any]], str]) -> list[list[str]]:
+    """A line for each path, with its cell for each size."""
+    lines: dict[str, list[str]] = {}
+    for size in report["sizes"]:
+        for path in size["paths"]:
+            lines.setdefault(path["path"], [path["path"]]).append(cell(path))
+    return list(lines.values())
 
 
 def steps(report: dict[str, Any]) -> str:
     """Images a second of training steps, how many times the plain loop, share of the rate."""
-    cells: dict[str, list[str]] = {}
-    for size in report["sizes"]:
-        for path in size["paths"]:
-            text = f"{path['images/s']:,.0f}, {path['x plain']['median']:.1f}x"
-            text += f", {path['% of rate']:.0f} %" if path["% of rate"] else ""
-            cells.setdefault(path["path"], []).append(text)
+
+    def cell(path: dict[str, Any]) -> str:
+        share = f", {path['% of rate']:.0f} %" if path["% of rate"] else ""
+        return f"{path['images/s']:,.0f}, {path['x plain']['median']:.1f}x{share}"
+
     header = [f"width {size['width']}, batch {size['batch']}" for size in report["sizes"]]
-    return rows(["training step, images/s", *header], _paths(cells))
+    return rows(["training step, images/s", *header], by_path(report, cell))
 
 
 def updates(report: dict[str, Any]) -> str:
     """Milliseconds of image updates, and how many times the plain loop."""
-    cells: dict[str, list[str]] = {}
-    for size in report["sizes"]:
-        for path in size["paths"]:
-            text = f"{path['ms']:,.0f}, {path['x plain']['median']:.1f}x"
-            cells.setdefault(path["path"], []).append(text)
+
+    def cell(path: dict[str, Any]) -> str:
+        return f"{path['ms']:,.0f}, {path['x plain']['median']:.1f}x"
+
     header = [f"width {size['width']}, {10 * size['ipc']} images" for size in report["sizes"]]
-    return rows(["image update, ms", *header], _paths(cells))
+    return rows(["image update, ms", *header], by_path(report, cell))
 
 
 def peaks(report: dict[str, Any]) -> str:

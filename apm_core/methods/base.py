@@ -117,6 +117,12 @@ class Method(ABC):
         return Shard(state["images"].cpu(), state["classes"].cpu())
 
 
+def move_images(state: State, gradient: Tensor, *, rate: float, momentum: float) -> None:
+    """One step of SGD with momentum on all images of the state."""
+    state["velocity"] = momentum * state["velocity"] + gradient
+    state["images"] = state["images"] - rate * state["velocity"]
+
+
 def require_batch(key: str, batch: int | None, images: Tensor) -> None:
     """Raise ConfigError, naming `key`, when a batch is larger than the shard's images."""
     if batch is not None and batch > len(images):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from apm_core import augment, rng
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, State
-from apm_core.methods.real import RealClasses, siamese
+from apm_core.methods.base import Job, Method, State, move_images
+from apm_core.methods.real import RealClasses
 from apm_core.train import Examples, Recipe, Trainer
 
 STARTS = ("real", "noise")
@@ -97,18 +97,15 @@ class DC(Method):
         self.net.load(state["network"])
         gradient = torch.zeros_like(state["images"])
         distance = torch.zeros((), device=gradient.device)
-        for c in range(self.job.spec.shape.classes):
-            rows = torch.nonzero(state["classes"] == c).flatten()
-            real = self.real.draw(c, self.batch_real, *stream)
-            drawn = siamese(self.strategy, real.device, *stream, c)
-            target = self._gradients(augment.augment(real, drawn), c, graph=False)
+        pairs = self.real.beside(state["classes"], self.batch_real, self.strategy, *stream)
+        for c, rows, real, drawn in pairs:
+            target = self._gradients(real, c, graph=False)
             leaf = state["images"][rows].requires_grad_()
             found = self._gradients(augment.augment(leaf, drawn), c, graph=True)
             term = matching_distance(found, target)
             gradient[rows] = torch.autograd.grad(term, leaf)[0]
             distance += term.detach()
-        state["velocity"] = self.momentum_images * state["velocity"] + gradient
-        state["images"] = state["images"] - self.lr_images * state["velocity"]
+        move_images(state, gradient, rate=self.lr_images, momentum=self.momentum_images)
         if (index + 1) % self.outer_loops:
             self.examples.images.copy_(state["images"])
             self.examples.targets.copy_(state["classes"])

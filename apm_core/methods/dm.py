@@ -10,8 +10,8 @@ from torch import Tensor
 
 from apm_core import augment
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, State
-from apm_core.methods.real import RealClasses, siamese
+from apm_core.methods.base import Job, Method, State, move_images
+from apm_core.methods.real import RealClasses
 from apm_core.train import Recipe
 
 
@@ -50,19 +50,16 @@ class DM(Method):
         self.net.load(self.job.spec.fresh(*stream, "network"))
         gradient = torch.zeros_like(state["images"])
         distance = torch.zeros((), device=gradient.device)
-        for c in range(self.job.spec.shape.classes):
-            rows = torch.nonzero(state["classes"] == c).flatten()
-            real = self.real.draw(c, self.batch_real, *stream)
-            drawn = siamese(self.strategy, real.device, *stream, c)
+        pairs = self.real.beside(state["classes"], self.batch_real, self.strategy, *stream)
+        for _, rows, real, drawn in pairs:
             with torch.no_grad():
-                target = self._mean_embedding(augment.augment(real, drawn))
+                target = self._mean_embedding(real)
             leaf = state["images"][rows].requires_grad_()
             apart = self._mean_embedding(augment.augment(leaf, drawn)) - target
             term = apart.square().sum()  # classes do not interact: one graph at a time
             gradient[rows] = torch.autograd.grad(term, leaf)[0]
             distance += term.detach()
-        state["velocity"] = self.momentum_images * state["velocity"] + gradient
-        state["images"] = state["images"] - self.lr_images * state["velocity"]
+        move_images(state, gradient, rate=self.lr_images, momentum=self.momentum_images)
         return {"distance": float(distance), "lr_images": self.lr_images}
 
     def _mean_embedding(self, images: Tensor) -> Tensor:

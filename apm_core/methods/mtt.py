@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apm_core import augment, rng
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, Shard, State, require_batch
+from apm_core.methods.base import Job, Method, Shard, State, move_images, require_batch
 from apm_core.train import Recipe
 from apm_core.trajectory import Step, match
 
@@ -85,8 +85,8 @@ class MTT(Method):
     def attach(self, job: Job) -> None:
         """Hold the experts in host memory."""
         self.job, self.net = job, job.spec.memory(job.compute.device)
-        self.trajectories = job.teachers.trajectories
-        last = self.trajectories[0].shape[1] - 1
+        self.experts = [member for group in job.teachers.trajectories for member in group]
+        last = len(self.experts[0]) - 1
         if self.start_below - 1 + self.expert_epochs > last:
             raise ConfigError(
                 f"methods.mtt.start_below: from epoch {self.start_below - 1},"
@@ -104,8 +104,7 @@ class MTT(Method):
         plan = self._plan(len(images), *stream)
         targets, rate = state["targets"], state["rate"]
         found = match(self.net, start, target, plan, images, targets, rate, loss, exact=self.exact)
-        state["velocity"] = self.momentum * state["velocity"] + found.images
-        state["images"] = images - self.lr_images * state["velocity"]
+        move_images(state, found.images, rate=self.lr_images, momentum=self.momentum)
         state["rate_velocity"] = self.momentum * state["rate_velocity"] + found.rate
         moved = rate - self.lr_rate * state["rate_velocity"]
         state["rate"] = moved.clamp_min(LEAST_RATE * self.rate)
@@ -126,8 +125,7 @@ class MTT(Method):
     def _piece(self, *stream: rng.Path) -> tuple[Tensor, Tensor]:
         """Parameters (P,) of an expert at the start and at the end of a piece of its training."""
         random = rng.generator(*stream, "expert")
-        experts = [member for group in self.trajectories for member in group]
-        expert = experts[int(torch.randint(len(experts), (), generator=random))]
+        expert = self.experts[int(torch.randint(len(self.experts), (), generator=random))]
         epoch = int(torch.randint(self.start_below, (), generator=random))
         device = self.job.compute.device
         return expert[epoch].to(device), expert[epoch + self.expert_epochs].to(device)

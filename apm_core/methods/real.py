@@ -1,5 +1,7 @@
 """The real images, class by class, for the methods that compare with them in every round."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,18 @@ class RealClasses:
         members = self.members[c]
         order = torch.randperm(len(members), generator=rng.generator(*stream, "real", c))
         return self.images[members[order[:count]].to(self.device)]
+
+    def beside(
+        self, classes: Tensor, count: int, strategy: str, *stream: rng.Path
+    ) -> Iterator[tuple[int, Tensor, Tensor, augment.Draw | None]]:
+        """Class by class, what synthetic images of `classes` (N,) are compared with.
+
+        Yields: the class; its rows among the N; real images of it, augmented; that augmentation.
+        """
+        for c in range(len(self.members)):
+            drawn = siamese(strategy, self.device, *stream, c)
+            real = augment.augment(self.draw(c, count, *stream), drawn)
+            yield c, torch.nonzero(classes == c).flatten(), real, drawn
 
 
 def siamese(strategy: str, device: torch.device, *stream: rng.Path) -> augment.Draw | None:
