@@ -16,7 +16,8 @@ from torch import Tensor
 from apm_core import store
 from apm_core.device import Compute
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
 Times = list[float]  # seconds of one call, one entry per repetition
 
 
@@ -93,6 +94,13 @@ def serve(function: Callable[[], object]) -> None:
     for _ in sys.stdin:
         function()
         print("done", flush=True)
+
+
+def run_pipeline(folder: Path, config: Path, target: str, *, cores: str = "all") -> None:
+    """The pipeline as a user runs it, with its files in `folder`; raises when it fails."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
+    command += ["--directory", folder, "--configfile", config, "--quiet", "all"]
+    subprocess.run([*command, "--cores", cores, "--", target], check=True, cwd=ROOT)
 
 
 def machine() -> dict[str, Any]:

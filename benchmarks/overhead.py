@@ -7,15 +7,12 @@ between its first and its last log line; wall time in which no such job is at wo
 """
 
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, machine, show, write
+from benchmarks.measure import RESULTS, ROOT, machine, run_pipeline, show, write
 
-ROOT = Path(__file__).parents[1]
 TRAINING = ("teachers", "distill.apm", "evaluate", "ceiling", "nas.reference", "proxy")
 CLOCK = re.compile(r"(\d\d):(\d\d):(\d\d(?:\.\d+)?) ")
 
@@ -40,14 +37,9 @@ def covered(intervals: list[tuple[float, float]]) -> float:
 def main() -> None:
     """Run, print, write."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
-        command += ["--directory", folder, "--configfile", ROOT / "presets/digits_ipc10.yaml"]
+        preset = ROOT / "presets/digits_ipc10.yaml"
         started = time.monotonic()
-        subprocess.run(
-            [*command, "--quiet", "all", "--cores", "2", "--", "results/digits_ipc10.json"],
-            check=True,
-            cwd=ROOT,
-        )
+        run_pipeline(Path(folder), preset, "results/digits_ipc10.json", cores="2")
         wall = time.monotonic() - started
         logs = list((Path(folder) / "logs").rglob("*.log"))
         work = covered([interval(log) for log in logs if any(t in log.name for t in TRAINING)])

@@ -9,36 +9,24 @@ APM's images, and of the teachers, by seed.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from snakemake.utils import update_config
 
 from apm_core import store
 from apm_core.distilled import load
 from apm_core.scores import summarize
-from benchmarks.measure import RESULTS, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, run_pipeline, write
 
-ROOT = Path(__file__).parents[1]
 PRECISIONS = ("bf16", "float32")
-
-
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, section by section."""
-    both = {**base, **over}
-    for key in base.keys() & over.keys():
-        if isinstance(base[key], dict) and isinstance(over[key], dict):
-            both[key] = merged(base[key], over[key])
-    return both
 
 
 def config_of(preset: Path, changes: list[str]) -> dict[str, Any]:
     """The config of `preset`, cut to what is compared: APM, and ConvNets with its labels."""
-    config = merged(
-        yaml.safe_load((ROOT / "config.yaml").read_text()), yaml.safe_load(preset.read_text())
-    )
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    update_config(config, yaml.safe_load(preset.read_text()))
     config["distill"]["methods"] = ["apm"]
     config["evaluate"] |= {
         "architectures": ["convnet"],
@@ -58,17 +46,16 @@ def config_of(preset: Path, changes: list[str]) -> dict[str, Any]:
     return config
 
 
-def run(config: dict[str, Any], folder: Path, precision: str) -> dict[str, Any]:
+def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One run of the pipeline in `folder`; what is measured."""
+    precision = config["compute"]["precision"]
     done = folder / f"{precision}.json"
     if not done.is_file():
         name = f"{config['dataset']['name']}_ipc{config['ipc']}"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{precision}.yaml"
-        file.write_text(yaml.safe_dump(merged(config, {"compute": {"precision": precision}})))
-        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
-        command += ["--directory", folder, "--configfile", file, "--quiet", "all", "--cores", "all"]
-        subprocess.run([*command, "--", f"results/{name}.json"], check=True, cwd=ROOT)
+        file.write_text(yaml.safe_dump(config))
+        run_pipeline(folder, file, f"results/{name}.json")
         results = json.loads((folder / f"results/{name}.json").read_text())
         settings = load(folder / f"results/{name}.apm.zarr.zip").artifact
         teachers = [
@@ -103,7 +90,8 @@ def main() -> None:
     for seed in range(options.seeds):
         folder = (options.folder / options.preset.stem / f"seed{seed}").resolve()
         for precision in PRECISIONS:
-            runs[precision].append(run({**config, "seed": seed}, folder, precision))
+            compute = {**config["compute"], "precision": precision}
+            runs[precision].append(run({**config, "seed": seed, "compute": compute}, folder))
     table = {
         what: {
             precision: summarize(
