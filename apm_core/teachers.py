@@ -59,7 +59,8 @@ class TeacherPool:
 
     @property
     def trajectories(self) -> list[Tensor]:
-        """Per group, the parameters (member, epoch, P) from initialisation to the last epoch.
+        """Per group, the parameters (member, epoch, P) from initialisation to the last epoch, in
+        the type in which they are stored.
 
         Raises ConfigError for a pool without them.
         """
@@ -86,7 +87,9 @@ class TeacherPool:
 
 
 def teacher_recipe(settings: dict[str, Any]) -> Recipe:
-    """Recipe T1 of the APM code: SGD, DSA, one step decay. `epochs` counts passes literally."""
+    """Recipe T1 of the APM code: SGD, DSA, one step decay; with `rho`, flat minima are looked for.
+    `epochs` counts passes literally.
+    """
     return Recipe(
         passes=settings["epochs"],
         lr=settings["lr"],
@@ -95,6 +98,8 @@ def teacher_recipe(settings: dict[str, Any]) -> Recipe:
         weight_decay=settings["weight_decay"],
         drop=round(settings["drop_at"] * settings["epochs"]),
         augment=settings["augment"],
+        rho=settings.get("rho", 0.0),
+        alpha=settings.get("alpha", 0.0),
     )
 
 
@@ -110,7 +115,7 @@ def train_group(
     Each teacher has a stream of its own, so a pool can grow without a change to those that are
     there. The last epoch is kept; test accuracies are recorded and choose nothing. With
     `snapshots`, the parameters at initialisation and after every epoch are kept as one array
-    (member, epoch, parameter).
+    (member, epoch, parameter) of type `snapshot_type`.
     """
     spec = Spec.of(settings, data.shape)
     recipe, seed = teacher_recipe(settings), settings["seed"]
@@ -118,8 +123,9 @@ def train_group(
     memory = spec.memory(run.compute.device)
     trainer = Trainer(memory, recipe, run.compute, train, networks=len(members))
 
+    kind = getattr(torch, settings.get("snapshot_type", "float32"))
     if settings["snapshots"]:
-        size = len(members) * (recipe.passes + 1) * memory.size * 4 / 1e9
+        size = len(members) * (recipe.passes + 1) * memory.size * kind.itemsize / 1e9
         run.compute.report(f"snapshots of {len(members)} networks will take {size:.3g} GB")
 
     def one(position: int, member: int) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def train_group(
         kept = trainer.fit(start, seed, "teacher", member, keep=keep, progress=show)
         return {
             "parameters": trainer.net.snapshot().cpu(),
-            "snapshots": [start, *(vector.cpu() for vector in kept)],
+            "snapshots": [vector.to("cpu", kind) for vector in (start, *kept)],
             "accuracy": accuracy(trainer.net, test, run.compute),
         }
 

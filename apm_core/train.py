@@ -20,6 +20,7 @@ from apm_core.device import Compute, captured
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.nets.flat import FlatNet
 
+SMALLEST_NORM = 1e-12
 Progress = Callable[[int, int, dict[str, float]], None]  # done, total, figures worth showing
 
 
@@ -47,6 +48,8 @@ class Recipe:
     )
     loss: str = "ce"
     augment: str = "color_crop_cutout_flip_scale_rotate"
+    rho: float = 0.0  # radius in which a flat minimum is looked for (GSAM); 0: plain SGD
+    alpha: float = 0.0  # share of the gradient across that of the radius that is taken away
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -160,6 +163,10 @@ class Trainer:
     """Trains networks of one architecture on one set of examples, one after another, in the same
     memory.
 
+    With a radius `rho`, steps look for flat minima by the surrogate gap (Zhuang et al., "Surrogate
+    Gap Minimization Improves Sharpness-Aware Training", ICLR 2022), with the perturbation that does
+    not depend on the scale of the weights (Kwon et al., "ASAM", ICML 2021); see `_flatten`.
+
     Everything that a step reads or writes stays at its place (the parameters are copied in and out,
     the random numbers of a pass are copied into buffers), so what is compiled, or captured as a
     CUDA graph, for the first network serves them all.
@@ -196,7 +203,7 @@ class Trainer:
             return loss(logits.float() if compute.precision == "bf16" else logits, targets)
 
         image = examples.images[torch.zeros(1, dtype=torch.int64, device=device)].shape[1:]
-        passes = networks * recipe.passes
+        passes = networks * recipe.passes * (2 if recipe.rho else 1)
         flops = 3.0 * forward_flops(net, image, compute) * passes * count
         steps = passes * math.ceil(count / recipe.batch)
         self._forward = compute.compiled(forward, flops=flops, steps=steps, fuses=net.fuses)
@@ -285,11 +292,35 @@ class Trainer:
         """
         index, drawn = rows.next(group)
         images = augment.augment(self.examples.images[index], drawn)
+        targets = self.examples.targets[index]
         self.net.grad.zero_()
-        loss = self._forward(images, self.examples.targets[index])
+        loss = self._forward(images, targets)
         loss.backward()
         self.loss_sum += loss.detach()
+        if self.recipe.rho:
+            self._flatten(images, targets)
         self._descend()
+
+    def _flatten(self, images: Tensor, targets: Tensor) -> None:
+        """Put the gradient of GSAM in the place of the plain one, g.
+
+        e = rho w^2 g / | |w| g |, h the gradient at w + e on the same images, and the result is
+        h - alpha (g - (g.h / |h|^2) h). Running statistics are those of the pass at w.
+        """
+        net, recipe = self.net, self.recipe
+        start, plain = net.snapshot(), net.grad.clone()
+        statistics = [buffer.clone() for buffer in net.module.buffers()]
+        scale = recipe.rho / ((start.abs() * plain).norm() + SMALLEST_NORM)
+        net.vector.addcmul_(start.square() * plain, scale)
+        net.grad.zero_()
+        self._forward(images, targets).backward()
+        net.vector.copy_(start)
+        for buffer, before in zip(net.module.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+        norm, flat_norm = plain.norm(), net.grad.norm()
+        cosine = plain @ net.grad / (norm * flat_norm + SMALLEST_NORM)
+        across = plain - cosine * norm / (flat_norm + SMALLEST_NORM) * net.grad
+        net.grad.sub_(across, alpha=recipe.alpha)
 
     def _descend(self) -> None:
         """v <- m v + (g + decay w); w <- w - rate v, or rate (g + decay w + m v) with Nesterov."""

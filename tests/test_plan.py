@@ -20,6 +20,7 @@ ALL = {
     "prepare",
     "teachers",
     "experts",
+    "flat_experts",
     "distill",
     "merge",
     "evaluate",
@@ -28,7 +29,8 @@ ALL = {
     "nas_reference",
     "nas",
 }
-TRAINED = {"teachers", "experts", "distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"}
+POOLS = {"teachers", "experts", "flat_experts"}  # one stage
+TRAINED = POOLS | {"distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"}
 
 
 def merged(base: dict, changes: dict) -> dict:
@@ -249,9 +251,9 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "compute.gpu_memory_gb": (2, set()),
     "compute.threads": (2, set()),
     "compute.resume_interval": (1, set()),
-    "teachers.network": ("vgg11", {"teachers", "experts", "distill"}),
-    "teachers.width": (64, {"teachers", "experts", "distill", "evaluate", "ceiling"}),
-    "teachers.depth": (2, {"teachers", "experts", "distill", "evaluate", "ceiling"}),
+    "teachers.network": ("vgg11", POOLS | {"distill"}),
+    "teachers.width": (64, POOLS | {"distill", "evaluate", "ceiling"}),
+    "teachers.depth": (2, POOLS | {"distill", "evaluate", "ceiling"}),
     "teachers.n": (50, set()),
     "teachers.per_job": (5, {"teachers"}),
     "teachers.epochs": (50, {"teachers"}),
@@ -323,6 +325,19 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "experts.weight_decay": (0.7, {"experts"}),
     "experts.drop_at": (0.7, {"experts"}),
     "experts.augment": ("crop", {"experts"}),
+    "experts.snapshot_type": ("float16", {"experts"}),
+    "flat_experts.n": (50, set()),
+    "flat_experts.per_job": (5, {"flat_experts"}),
+    "flat_experts.epochs": (70, {"flat_experts"}),
+    "flat_experts.lr": (0.7, {"flat_experts"}),
+    "flat_experts.batch": (7, {"flat_experts"}),
+    "flat_experts.momentum": (0.7, {"flat_experts"}),
+    "flat_experts.weight_decay": (0.7, {"flat_experts"}),
+    "flat_experts.drop_at": (0.7, {"flat_experts"}),
+    "flat_experts.augment": ("crop", {"flat_experts"}),
+    "flat_experts.snapshot_type": ("float16", {"flat_experts"}),
+    "flat_experts.rho": (0.0, {"flat_experts"}),
+    "flat_experts.alpha": (1.0, {"flat_experts"}),
     "methods.mtt.rounds": (7, {"distill"}),
     "methods.mtt.lr_images": (7.0, {"distill"}),
     "methods.mtt.momentum_images": (0.1, {"distill"}),
@@ -387,7 +402,7 @@ def jobs(plan: Plan) -> dict[tuple[str, ...], str]:
     found |= {("evaluate", *pair): plan.evaluate(*pair) for pair in plan.protocols}
     networks = plan.config["evaluate"]["ceiling"]["architectures"]
     found |= {("ceiling", network): plan.ceiling(network) for network in networks}
-    found |= {(pool,): plan.pool(pool) for pool in ("teachers", "experts")}
+    found |= {(pool,): plan.pool(pool) for pool in POOLS}
     single = ("prepare", "nas_proxy", "nas_reference", "nas")
     return {**found, **{(stage,): getattr(plan, stage)() for stage in single}}
 
@@ -452,13 +467,12 @@ def test_equal_numbers_in_another_spelling_change_nothing():
 
 def test_another_algorithm_number_changes_its_stage_alone(monkeypatch):
     before = jobs(Plan(CONFIG))
-    for stage in ALL - {"experts"}:
+    for stage in ALL - {"experts", "flat_experts"}:
         with monkeypatch.context() as patch:
             patch.setitem(ALGORITHM, stage, 99)
             after = jobs(Plan(CONFIG))
-        pools = {"teachers", "experts"}  # one stage, two pools
         found = {job[0] for job in before if before[job] != after[job]}
-        assert found == (pools if stage in pools else {stage})
+        assert found == (POOLS if stage in POOLS else {stage})
 
 
 def test_all_settings_but_how_to_compute_are_on_record():

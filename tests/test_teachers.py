@@ -1,5 +1,7 @@
 """The pool of teachers: streams, snapshots, logits, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,32 @@ def test_snapshots_are_left_out_unless_asked_for(teachers, teacher_settings, dig
     found = train_group(tmp_path / "a", settings, [1], digits, Run(cpu))
     assert set(found.arrays) == {"parameters"}
     np.testing.assert_array_equal(found.arrays["parameters"][0], teachers.vectors[1])
+
+
+def test_snapshots_take_half_the_space_as_float16(
+    teachers, teacher_settings, digits, cpu, tmp_path
+):
+    notes: list[str] = []
+    settings = {**teacher_settings, "snapshot_type": "float16"}
+    run = Run(replace(cpu, report=notes.append))
+    found = train_group(tmp_path / "a", settings, [1], digits, run)
+    kept, wide = found.arrays["snapshots"], teachers.artifacts[0].arrays["snapshots"][1]
+    np.testing.assert_array_equal(kept[0], wide.astype(np.float16))
+    np.testing.assert_array_equal(found.arrays["parameters"][0], teachers.vectors[1])
+    assert notes == [f"snapshots of 1 networks will take {kept.nbytes / 1e9:.3g} GB"]
+    assert kept.nbytes == wide.nbytes // 2
+    pool = TeacherPool.open([tmp_path / "a"], digits, cpu)
+    assert pool.trajectories[0].dtype == torch.float16 and pool.vectors.dtype == torch.float32
+
+
+def test_flat_experts_are_teachers_with_a_radius(teachers, teacher_settings, digits, cpu, tmp_path):
+    settings = {**teacher_settings, "rho": 0.1, "alpha": 0.3}
+    recipe = teacher_recipe(settings)
+    assert (recipe.rho, recipe.alpha) == (0.1, 0.3)
+    found = train_group(tmp_path / "a", settings, [1], digits, Run(cpu)).arrays["snapshots"][0]
+    plain = teachers.artifacts[0].arrays["snapshots"][1]
+    np.testing.assert_array_equal(found[0], plain[0])
+    assert not np.allclose(found[1], plain[1], rtol=1e-3)
 
 
 def test_test_accuracies_are_recorded(teachers, digits, cpu):

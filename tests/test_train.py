@@ -368,3 +368,98 @@ def test_compiled_training_equals_plain_training(cpu):
     (moved, loss), (plain, plain_loss) = train(replace(cpu, compile="on")), train(cpu)
     assert loss == pytest.approx(plain_loss, rel=1e-5)
     torch.testing.assert_close(moved, plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
+
+
+def gsam_step(net: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe) -> None:
+    """One step, parameter by parameter, as the paper writes it."""
+    weights = list(net.parameters())
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(PLAIN_LOSSES[recipe.loss](net(images), targets), weights))
+
+    plain = gradients()
+    start = [w.detach().clone() for w in weights]
+    length = sum(((w.abs() * g) ** 2).sum() for w, g in zip(start, plain, strict=True)).sqrt()
+    with torch.no_grad():
+        for weight, w, g in zip(weights, start, plain, strict=True):
+            weight += recipe.rho * w**2 * g / length
+    flat = gradients()
+    inner = sum((g * h).sum() for g, h in zip(plain, flat, strict=True))
+    square = sum((h**2).sum() for h in flat)
+    with torch.no_grad():
+        for weight, w, g, h in zip(weights, start, plain, flat, strict=True):
+            across = g - inner / square * h
+            weight.copy_(w - recipe.lr * (h - recipe.alpha * across))
+
+
+FLAT = Recipe(passes=3, lr=0.1, batch=4, momentum=0.0, weight_decay=0.0, loss="ce", rho=0.5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.7], ids=["SAM", "GSAM"])
+def test_flat_training_equals_its_formula(cpu, alpha):
+    recipe, given = replace(FLAT, alpha=alpha), examples("ce", torch.float64)
+    expected = module().double()
+    for index in range(recipe.passes):
+        random = rng.generator(4, index)
+        order = torch.randperm(COUNT, generator=random)
+        for chosen in order.split(recipe.batch):
+            drawn = augment.draw(recipe.augment, len(chosen), random)
+            images = augment.augment(given.images[chosen], drawn)
+            gsam_step(expected, images, given.targets[chosen], recipe)
+    one = trainer(cpu, recipe, module().double(), given)
+    start = one.net.snapshot()
+    one.fit(start, 4)
+    found, wanted = one.net.vector, nn.utils.parameters_to_vector(expected.parameters()).detach()
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
+    one.recipe = replace(recipe, rho=0.0)
+    one.fit(start, 4)
+    assert float((one.net.vector - wanted).abs().max()) > 1e-4
+
+
+def test_without_a_radius_flat_training_is_plain(cpu):
+    """Also as the radius shrinks: the part of g across itself is nothing, whatever alpha."""
+    given = examples("ce", torch.float64)
+
+    def moved(**changed) -> Tensor:
+        one = trainer(cpu, replace(FLAT, **changed), module().double(), given)
+        start = one.net.snapshot()
+        one.fit(start, 4)
+        return one.net.snapshot() - start
+
+    plain = moved(rho=0.0)
+    assert torch.equal(moved(rho=0.0, alpha=0.7), plain)
+    torch.testing.assert_close(moved(rho=1e-9, alpha=0.7), plain, rtol=1e-6, atol=1e-10)
+
+
+def test_momentum_and_decay_work_on_the_flat_gradient(cpu):
+    given = examples("ce", torch.float64)
+    recipe = replace(FLAT, alpha=0.7, passes=1, batch=COUNT, weight_decay=0.3)
+    decayed = trainer(cpu, recipe, module().double(), given)
+    start = decayed.net.snapshot()
+    decayed.fit(start, 4)
+    plain = trainer(cpu, replace(recipe, weight_decay=0.0), module().double(), given)
+    plain.fit(start, 4)
+    difference = decayed.net.vector - plain.net.vector
+    torch.testing.assert_close(difference, -0.1 * 0.3 * start, rtol=1e-9, atol=1e-12)
+
+
+class Normed(nn.Module):
+    """A linear map behind batch norm, which keeps running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(64, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.first(x.flatten(1)))
+
+
+def test_running_statistics_are_those_of_the_first_pass_of_a_flat_step(cpu):
+    given, recipe = examples("ce"), replace(FLAT, passes=1, batch=COUNT, augment="none")
+    one = trainer(cpu, recipe, Normed(), given)
+    seen = one.net.module.first(given.images.flatten(1)).detach()
+    before = one.net.module.norm.running_mean.clone()
+    one.fit(one.net.snapshot(), 4)
+    norm = one.net.module.norm
+    torch.testing.assert_close(norm.running_mean, 0.9 * before + 0.1 * seen.mean(0))
+    assert int(norm.num_batches_tracked) == 1

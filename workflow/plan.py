@@ -31,6 +31,7 @@ ALGORITHM = {
     "nas": 1,
     "collect": 1,
 }
+POOLS = ("teachers", "experts", "flat_experts")
 DEVICES = Path("/dev")
 Settings = dict[str, Any]
 
@@ -91,7 +92,7 @@ class Plan:
             raise ConfigError(
                 f"config: distill.shards: {c['distill']['shards']} does not divide ipc: {c['ipc']}"
             )
-        for pool in ("teachers", "experts"):
+        for pool in POOLS:
             if c[pool]["n"] % c[pool]["per_job"]:
                 raise ConfigError(
                     f"config: {pool}.n: {c[pool]['n']} is not a multiple of"
@@ -123,7 +124,7 @@ class Plan:
         return self.config["ipc"] // self.config["distill"]["shards"]
 
     def groups(self, pool: str) -> range:
-        """Numbers of the jobs that train the "teachers" or the "experts"."""
+        """Numbers of the jobs that train one of the POOLS."""
         return range(self.config[pool]["n"] // self.config[pool]["per_job"])
 
     @property
@@ -159,13 +160,13 @@ class Plan:
         return 0 if device == "cpu" or (device == "auto" and local and not gpu_here()) else 1
 
     def pool(self, name: str) -> str:
-        """Settings of a job of the "teachers" or the "experts"; how many networks there are in all
-        does not matter to one of them.
+        """Settings of a job of one of the POOLS; how many networks there are in all does not matter
+        to one of them.
         """
         section = {k: v for k, v in self.config[name].items() if k != "n"}
         section |= self._network(self.config["teachers"]["network"])
         return self._text(
-            "teachers", {**section, "snapshots": name == "experts", **self._precision}
+            "teachers", {**section, "snapshots": name != "teachers", **self._precision}
         )
 
     def distill(self, method: str) -> str:

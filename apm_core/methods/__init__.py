@@ -11,7 +11,7 @@ from apm_core.errors import ConfigError
 if TYPE_CHECKING:
     from apm_core.methods.base import Method
 
-Needs = Literal["teachers", "experts"]
+Needs = Literal["teachers", "experts", "flat_experts"]
 
 
 @dataclass(frozen=True)

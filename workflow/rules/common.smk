@@ -27,7 +27,7 @@ THREADS = config["compute"]["threads"]
 wildcard_constraints:
     dataset=r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*",
     ipc=r"[1-9]\d*",
-    pool=r"teachers|experts",
+    pool=r"teachers|experts|flat_experts",
     group=r"\d+",
     shard=r"\d+",
     method=r"[a-z_]+",
