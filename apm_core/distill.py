@@ -19,7 +19,6 @@ from apm_core.teachers import TeacherPool
 from apm_core.train import Progress, silent
 
 KIND = "shard"
-HOME_SHARE = 0.25  # of the memory of a GPU, or of its budget, that images and momentum may take
 
 
 @dataclass(frozen=True)
@@ -182,6 +181,7 @@ def distill_shard(
         segment,
         home_of(data, settings["ipc"], run.compute, budget),
         Spec.of(settings, data.shape) if "network" in settings else None,
+        budget.bytes if budget else None,
     )
     rounds = last + 1 if methods.entry(name).iterative else 0
     result = distill(
@@ -207,14 +207,6 @@ def distill_shard(
 
 
 def home_of(data: PreparedData, ipc: int, compute: Compute, budget: Budget | None) -> torch.device:
-    """Where a shard of `ipc` images per class lives: on the device, or in host memory where it
-    would take more than a quarter of the device.
-    """
-    if compute.device.type == "cpu":
-        return compute.device
-    limit = (
-        budget.bytes if budget else torch.cuda.get_device_properties(compute.device).total_memory
-    )
+    """Where a shard of `ipc` images per class lives, with its momentum."""
     pixels = ipc * data.shape.classes * math.prod(data.shape.image)
-    taken = 2 * 4 * pixels  # images and momentum, float32
-    return compute.device if taken <= HOME_SHARE * limit else torch.device("cpu")
+    return memory.home(2 * 4 * pixels, compute, budget.bytes if budget else None)  # float32

@@ -11,8 +11,20 @@ from apm_core.device import Compute
 from apm_core.errors import ConfigError
 
 GB = 1e9
+HOME_SHARE = 0.25  # of the memory of a GPU, or of a job's limit, for one thing that stays there
 STATUS = Path("/proc/self/status")
 RESET_PEAK = Path("/proc/self/clear_refs")  # 5 sets the peak resident size to the present one
+
+
+def home(size: int, compute: Compute, limit: int | None) -> torch.device:
+    """Where `size` bytes live that a job needs all the time: on the device, or in host memory when
+    they would take more than a quarter of the device, or of the `limit` in bytes of the job.
+    """
+    if compute.device.type == "cpu":
+        return compute.device
+    if limit is None:
+        limit = torch.cuda.get_device_properties(compute.device).total_memory
+    return compute.device if size <= HOME_SHARE * limit else torch.device("cpu")
 
 
 def peak(compute: Compute) -> int:

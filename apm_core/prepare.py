@@ -89,18 +89,29 @@ class PreparedData:
         Returns: images (classes * ipc, C, H, W) float32 in the working space; class indices.
         Raises DataError when a class has too few images.
         """
-        rows = []
-        for c, name in enumerate(self.class_names):
-            taken = self._order[c][index * ipc : (index + 1) * ipc]
-            if len(taken) < ipc:
-                raise DataError(
-                    f"class {name!r} has {len(self._order[c])} training images,"
-                    f" shard {index} needs {(index + 1) * ipc}: lower ipc"
-                )
-            rows.append(taken)
-        chosen = np.concatenate(rows)
-        images = torch.from_numpy(self.artifact.arrays["train_images"][chosen])
-        labels = torch.from_numpy(self.artifact.arrays["train_labels"][chosen])
+        classes = range(len(self.class_names))
+        return self.at(np.concatenate([self.cut(self.order(c), c, ipc, index) for c in classes]))
+
+    def order(self, c: int) -> np.ndarray:
+        """Rows of the training images of class `c`, in the order from which shards are cut."""
+        return self._order[c]
+
+    def cut(self, rows: np.ndarray, c: int, ipc: int, index: int) -> np.ndarray:
+        """The part of shard `index` of `rows`, which are of class `c`; raises DataError when the
+        class has too few images.
+        """
+        taken = rows[index * ipc : (index + 1) * ipc]
+        if len(taken) < ipc:
+            raise DataError(
+                f"class {self.class_names[c]!r} has {len(self._order[c])} training images,"
+                f" shard {index} needs {(index + 1) * ipc}: lower ipc"
+            )
+        return taken
+
+    def at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Training images (n, C, H, W) float32 in the working space, and their class indices."""
+        images = torch.from_numpy(self.artifact.arrays["train_images"][rows])
+        labels = torch.from_numpy(self.artifact.arrays["train_labels"][rows])
         return self.whitening.apply(images), labels
 
 

@@ -47,6 +47,7 @@ class Noise:
 def apm(*, epochs: int = 250, checkpoints: int = 5, batch: int | None = None) -> APM:
     """The paper's settings, with logarithm."""
     return APM(
+        name="apm",
         recipe=STUDENT.with_epochs(epochs),
         lr_images=1.0,
         momentum_images=0.5,

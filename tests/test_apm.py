@@ -54,6 +54,7 @@ def job(pool: TeacherPool, *, segment: int | None = None, rounds: int = 6) -> Jo
 
 def apm(**changed: object) -> APM:
     options = {
+        "name": "apm",
         "recipe": Recipe(passes=1, lr=0.02).with_epochs(10),
         "lr_images": 1.0,
         "momentum_images": 0.5,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apm_core import augment, methods
 from apm_core.distill import distill_shard
+from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, State
 from apm_core.methods.dc import DC, matching_distance
 from apm_core.methods.dm import DM
@@ -31,12 +32,15 @@ def job(digits, cpu) -> Job:
 
 def dm(**changed: object) -> DM:
     return DM(
-        **{"recipe": RECIPE, "lr_images": 0.5, "momentum_images": 0.5, "batch_real": 9} | changed
+        **{"name": "dm", "recipe": RECIPE, "lr_images": 0.5}
+        | {"momentum_images": 0.5, "batch_real": 9}
+        | changed
     )
 
 
 def dc(**changed: object) -> DC:
     options = {
+        "name": "dsa",
         "recipe": RECIPE,
         "lr_images": 0.1,
         "momentum_images": 0.5,
@@ -202,3 +206,18 @@ def test_shards_have_the_same_bits_after_a_resume(name, digits, cpu, tmp_path):
     assert (
         distill_shard(tmp_path / "b", settings, 0, digits, None, again).content == unbroken.content
     )
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa"])
+def test_messages_name_the_method_that_runs(name, recipe_settings):
+    options = {
+        "lr_images": 0.1,
+        "momentum_images": 0.5,
+        "batch_real": 9,
+        "outer_loops": 3,
+        "inner_epochs": 2,
+        "lr_network": 0.01,
+        "start": "both",
+    }
+    with pytest.raises(ConfigError, match=rf"^methods\.{name}\.start: 'both' is neither real"):
+        methods.build(name, {"options": options, "recipe": recipe_settings})

@@ -4,6 +4,7 @@ import math
 import random
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,6 +232,15 @@ def test_large_shards_live_in_host_memory(digits):
     for limit, device in ((4 * taken, "cuda"), (4 * taken - 1, "cpu")):
         assert home_of(digits, 3, gpu, Budget(limit, "key")) == torch.device(device)
     assert home_of(digits, 10**6, CPU, Budget(1, "key")) == CPU.device
+
+
+def test_what_stays_is_on_the_device_while_it_takes_a_quarter_of_it(monkeypatch):
+    gpu = Compute(torch.device("cuda"))
+    properties = SimpleNamespace(total_memory=400)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert [memory.home(n, gpu, None).type for n in (100, 101)] == ["cuda", "cpu"]
+    assert [memory.home(n, gpu, 40).type for n in (10, 11)] == ["cuda", "cpu"]
+    assert memory.home(101, CPU, 40) == CPU.device
 
 
 def test_the_section_of_the_device_gives_the_budget():

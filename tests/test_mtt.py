@@ -1,20 +1,25 @@
 """MTT and TESLA: one round by hand, what is learned, what is refused."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core import augment, distilled
+from apm_core import augment, distilled, methods
 from apm_core.distill import distill_shard
 from apm_core.errors import ConfigError
 from apm_core.merge import merge
 from apm_core.methods.base import Job
+from apm_core.methods.experts import Inner
 from apm_core.methods.mtt import MTT
 from apm_core.resume import Resume
 from apm_core.run import Run
 from apm_core.train import Recipe
+from apm_core.trajectory import Match, match
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="ce", augment="crop_scale")
 OPTIONS = {
@@ -32,7 +37,7 @@ OPTIONS = {
 
 
 def mtt(**changed: object) -> MTT:
-    return MTT(**{"recipe": RECIPE, **OPTIONS, **changed})
+    return MTT(**{"name": "mtt", "recipe": RECIPE, **OPTIONS, **changed})
 
 
 @pytest.fixture
@@ -43,11 +48,11 @@ def job(digits, teachers, cpu) -> Job:
 def unrolled(job: Job, method: MTT, images: Tensor, targets: Tensor, loss) -> list[Tensor]:
     """Loss of round 0 and its gradients in images and rate, with the graph of all steps."""
     stream = (*job.stream, 0)
-    start, target = method._piece(*stream)
+    start, target = method.experts.piece(range(2), *stream)
     leaf, rate = images.clone().requires_grad_(), torch.tensor(0.05, requires_grad=True)
     theta = start.clone().requires_grad_()
     net = job.spec.memory(images.device)
-    for step in method._plan(len(images), *stream):
+    for step in method.inner.draw(len(images), images.device, *stream):
         seen = augment.augment(leaf[step.index], step.drawn)
         value = loss(net.at(theta, seen), targets[step.index])
         theta = theta - rate * torch.autograd.grad(value, theta, create_graph=True)[0]
@@ -63,7 +68,7 @@ def test_a_round_follows_the_gradient_of_full_unrolling(job, soft):
     state = method.init(job)
     before, targets = state["images"].clone(), state["classes"]
     if soft:
-        _, target = method._piece(*job.stream, 0)
+        _, target = method.experts.piece(range(2), *job.stream, 0)
         net = job.spec.memory(before.device)
         net.load(target)
         targets = net(before).softmax(1).detach()
@@ -92,7 +97,7 @@ def test_pieces_are_epochs_of_one_expert(job, teachers):
     method.init(job)
     experts = [member for group in teachers.trajectories for member in group]
     for index in range(40):
-        start, target = method._piece(1, index)
+        start, target = method.experts.piece(range(2), 1, index)
         found = [
             (e, t)
             for e, expert in enumerate(experts)
@@ -104,10 +109,8 @@ def test_pieces_are_epochs_of_one_expert(job, teachers):
     assert seen == {(e, t) for e in range(4) for t in range(2)}
 
 
-def test_inner_batches_are_permutations_one_after_another(job):
-    method = mtt(steps=5, batch=4)
-    method.init(job)
-    plan = method._plan(10, 3)
+def test_inner_batches_are_permutations_one_after_another():
+    plan = Inner(steps=5, batch=4, strategy="crop").draw(10, torch.device("cpu"), 3)
     assert [len(step.index) for step in plan] == [4, 4, 2, 4, 4]
     assert sorted(torch.cat([s.index for s in plan[:3]]).tolist()) == list(range(10))
     assert len(torch.cat([s.index for s in plan[3:]]).unique()) == 8
@@ -132,6 +135,55 @@ def test_the_rate_stays_above_a_hundredth_of_its_start(job):
 def test_what_cannot_be_matched_is_refused(job, wrong, message):
     with pytest.raises(ConfigError, match=message):
         mtt(**wrong).init(job)
+
+
+@pytest.mark.parametrize("name", ["mtt", "tesla"])
+def test_messages_name_the_method_that_runs(name, job, recipe_settings):
+    settings = {"options": {**OPTIONS, "batch": 11}, "recipe": {**recipe_settings, "loss": "ce"}}
+    with pytest.raises(ConfigError, match=rf"^methods\.{name}\.batch: 11 is more"):
+        methods.build(name, settings).init(job)
+    settings["recipe"]["loss"] = "l1"
+    with pytest.raises(ConfigError, match=rf"^methods\.{name}\.recipe\.loss: l1 does not go"):
+        methods.build(name, settings)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_round_that_diverges_is_reported_and_spoils_nothing(job, soft):
+    recipe = Recipe(passes=1, lr=0.01, loss="soft_ce" if soft else "ce", augment="none")
+    method = mtt(rate=1e30, soft_labels=soft, recipe=recipe)
+    state = method.init(job)
+    before = {name: value.clone() for name, value in state.items()}
+    figures = method.step(state, 0)
+    assert not all(map(math.isfinite, figures.values()))
+    assert all(torch.equal(before[name], state[name]) for name in before)
+
+
+@pytest.mark.parametrize("part", ["images", "rate"])
+def test_a_gradient_that_is_not_finite_is_reported_though_the_loss_is(job, monkeypatch, part):
+    def broken(*given, **options) -> Match:
+        found = match(*given, **options)
+        return replace(found, **{part: torch.full_like(getattr(found, part), math.inf)})
+
+    monkeypatch.setattr("apm_core.methods.mtt.match", broken)
+    method = mtt()
+    state = method.init(job)
+    before = {name: value.clone() for name, value in state.items()}
+    figures = method.step(state, 0)
+    assert math.isfinite(figures["match"]) and not math.isfinite(figures["gradient"])
+    assert all(torch.equal(before[name], state[name]) for name in before)
+
+
+def test_experts_stored_as_float16_are_matched_in_float32(job, teachers, monkeypatch):
+    wide = teachers.trajectories
+    for artifact in teachers.artifacts:
+        narrow = artifact.arrays["snapshots"].astype(np.float16)
+        monkeypatch.setitem(artifact.arrays, "snapshots", narrow)
+    method = mtt()
+    method.init(job)
+    start, target = method.experts.piece(range(2), 0)
+    assert start.dtype == target.dtype == torch.float32
+    rounded = [epoch.half().float() for group in wide for member in group for epoch in member]
+    assert any(torch.equal(start, epoch) for epoch in rounded)
 
 
 def test_a_pool_without_trajectories_is_refused(job, teachers, monkeypatch):

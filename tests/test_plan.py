@@ -201,6 +201,15 @@ def test_the_schema_knows_the_methods_and_architectures():
             "teachers.n: 25 is not a multiple of teachers.per_job: 10",
         ),
         (
+            {"distill.methods": ["mtt"], "methods.mtt.start_below": 50},
+            "methods.mtt.start_below: from epoch 49, 2 epochs on, is beyond experts.epochs: 50",
+        ),
+        (
+            {"distill.methods": ["datm"], "flat_experts.epochs": 40},
+            "methods.datm.start_below: from epoch 39, 2 epochs on, is beyond flat_experts.epochs:"
+            " 40: lower the one or raise the other",
+        ),
+        (
             {"evaluate.overrides": {"alexnet": {"epochs": 3}}},
             "evaluate.overrides: alexnet is not in evaluate.architectures",
         ),
@@ -222,6 +231,16 @@ def test_a_wrong_config_is_refused_in_one_line_that_names_the_key(changes, messa
 def test_a_method_unknown_to_the_library_is_refused():
     with pytest.raises(ConfigError, match="there is no method 'mm'; known: apm, dm, dc"):
         Plan(edited({"distill.methods": ["apm", "mm"]}))
+
+
+@pytest.mark.parametrize("method", ["mtt", "tesla", "ftd", "datm"])
+def test_experts_of_as_many_epochs_as_needed_are_enough(method):
+    pool = methods.entry(method).needs
+    needed = CONFIG["methods"][method]["start_below"] - 1 + 2
+    changes = {"distill.methods": [method], f"{pool}.epochs": needed}
+    Plan(edited(changes))
+    assert f"beyond {pool}.epochs" in refusal({**changes, f"{pool}.epochs": needed - 1})
+    Plan(edited({**changes, "distill.methods": ["apm"], f"{pool}.epochs": 1}))
 
 
 def test_a_ranking_that_is_off_needs_no_table():
@@ -366,6 +385,41 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.tesla.recipe.loss": ("soft_ce", {"distill", "merge"}),
     "methods.tesla.recipe.lr": (0.7, {"distill", "merge"}),
     "methods.tesla.recipe.drop_momentum": (False, {"distill", "merge"}),
+    "methods.ftd.rounds": (7, {"distill"}),
+    "methods.ftd.lr_images": (7.0, {"distill"}),
+    "methods.ftd.momentum_images": (0.1, {"distill"}),
+    "methods.ftd.rate": (0.7, {"distill"}),
+    "methods.ftd.lr_rate": (0.7, {"distill"}),
+    "methods.ftd.steps": (7, {"distill"}),
+    "methods.ftd.expert_epochs": (7, {"distill"}),
+    "methods.ftd.start_below": (7, {"distill"}),
+    "methods.ftd.batch": (7, {"distill"}),
+    "methods.ftd.exact": (False, {"distill"}),
+    "methods.ftd.ema": (0.5, {"distill"}),
+    "methods.ftd.recipe.loss": ("l1", {"distill", "merge"}),
+    "methods.ftd.recipe.lr": (0.7, {"distill", "merge"}),
+    "methods.ftd.recipe.drop_momentum": (False, {"distill", "merge"}),
+    "methods.datm.rounds": (7, {"distill"}),
+    "methods.datm.lr_images": (7.0, {"distill"}),
+    "methods.datm.momentum_images": (0.1, {"distill"}),
+    "methods.datm.lr_labels": (7.0, {"distill"}),
+    "methods.datm.momentum_labels": (0.1, {"distill"}),
+    "methods.datm.rate": (0.7, {"distill"}),
+    "methods.datm.lr_rate": (0.7, {"distill"}),
+    "methods.datm.steps": (7, {"distill"}),
+    "methods.datm.expert_epochs": (7, {"distill"}),
+    "methods.datm.start_from": (1, {"distill"}),
+    "methods.datm.start_below_first": (None, {"distill"}),
+    "methods.datm.start_below": (37, {"distill"}),
+    "methods.datm.expand_until": (7, {"distill"}),
+    "methods.datm.threshold": (7.0, {"distill"}),
+    "methods.datm.batch": (7, {"distill"}),
+    "methods.datm.exact": (False, {"distill"}),
+    "methods.datm.start": ("real", {"distill"}),
+    "methods.datm.recipe.loss": ("l1", {"distill", "merge"}),
+    "methods.datm.recipe.lr": (0.7, {"distill", "merge"}),
+    "methods.datm.recipe.batch": (7, {"distill", "merge"}),
+    "methods.datm.recipe.drop_momentum": (False, {"distill", "merge"}),
     "evaluate.networks": (3, {"evaluate"}),
     "evaluate.epochs": (300, {"evaluate"}),
     "evaluate.architectures": (["convnet", "alexnet"], set()),

@@ -87,7 +87,7 @@ class Plan:
                 f" none of {', '.join(DATASETS)}: set dataset.source"
             )
         for method in c["distill"]["methods"]:
-            entry(method)
+            self._check_epochs(method)
         if c["ipc"] % c["distill"]["shards"]:
             raise ConfigError(
                 f"config: distill.shards: {c['distill']['shards']} does not divide ipc: {c['ipc']}"
@@ -107,6 +107,18 @@ class Plan:
             for key in ("table", "column"):
                 if not c["nas"]["reference"][key]:
                     raise ConfigError(f"config: nas.reference.{key}: needed with source: table")
+
+    def _check_epochs(self, method: str) -> None:
+        """Raise ConfigError when `method` would match epochs that its experts do not have."""
+        pool, options = entry(method).needs, self.config["methods"].get(method, {})
+        if pool in ("experts", "flat_experts"):
+            first, more = options["start_below"] - 1, options["expert_epochs"]
+            if first + more > self.config[pool]["epochs"]:
+                raise ConfigError(
+                    f"config: methods.{method}.start_below: from epoch {first}, {more} epochs on,"
+                    f" is beyond {pool}.epochs: {self.config[pool]['epochs']}: lower the one or"
+                    " raise the other"
+                )
 
     @property
     def methods(self) -> list[str]:

@@ -33,6 +33,8 @@ METHODS = {
     "dsa": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
     "mtt": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
     "tesla": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
+    "ftd": Entry("apm_core.methods.ftd", "FTD", needs="flat_experts", labels="own"),
+    "datm": Entry("apm_core.methods.datm", "DATM", needs="flat_experts", labels="own"),
     "random": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
     ),
@@ -58,7 +60,7 @@ def build(name: str, settings: dict[str, Any]) -> "Method":
     found = entry(name)
     method = getattr(import_module(found.module), found.name)
     if not found.iterative:
-        return method(**settings["options"])
+        return method(name=name, **settings["options"])
     from apm_core.train import Recipe
 
-    return method(recipe=Recipe.of(settings["recipe"]), **settings["options"])
+    return method(name=name, recipe=Recipe.of(settings["recipe"]), **settings["options"])

@@ -57,6 +57,7 @@ class APM(Method):
     def __init__(
         self,
         *,
+        name: str,
         recipe: Recipe,
         lr_images: float,
         momentum_images: float,
@@ -68,10 +69,11 @@ class APM(Method):
         keep_batch: bool,
         augment_images: bool,
     ) -> None:
+        super().__init__(name=name)
         last = recipe.passes - 1  # E
         if last % checkpoints:
             raise ConfigError(
-                f"methods.apm.checkpoints: {checkpoints} does not divide recipe.epochs: {last}"
+                f"{self.key('checkpoints')}: {checkpoints} does not divide recipe.epochs: {last}"
             )
         self.recipe = replace(recipe, loss="l1")
         self.lr_images, self.momentum_images = lr_images, momentum_images
@@ -83,7 +85,7 @@ class APM(Method):
     def init(self, job: Job) -> State:
         """Real images at rest; the student and the batch of the period are drawn in round 0."""
         images, classes = job.real_images()
-        require_batch("methods.apm.batch", self.batch, images)
+        require_batch(self.key("batch"), self.batch, images)
         self.attach(job)
         return {"images": images, "classes": classes, "velocity": torch.zeros_like(images)}
 

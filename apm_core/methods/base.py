@@ -2,6 +2,7 @@
 `distill.py`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Job:
     segment: int | None = None  # None: all at once
     home: torch.device | None = None  # None: the device
     network: Spec | None = None  # None: that of the pool
+    limit: int | None = None  # bytes of the device that the job may take; None: all
 
     @property
     def stream(self) -> tuple[int, str, int]:
@@ -74,13 +76,21 @@ class Shard:
 
 
 class Method(ABC):
-    """One way to distil a set. Constructors take the settings of the method as plain keywords.
+    """One way to distil a set. Constructors take the settings of the method as plain keywords, and
+    the name it goes by in the config, for messages: one class may serve several.
 
     Attributes: at_home, the names of the state's tensors that are as large as the whole shard and
     live in `job.home`; all others live on the device.
     """
 
     at_home: frozenset[str] = frozenset()
+
+    def __init__(self, *, name: str) -> None:
+        self.name = name
+
+    def key(self, option: str) -> str:
+        """The key of one of the method's settings in the config."""
+        return f"methods.{self.name}.{option}"
 
     @abstractmethod
     def init(self, job: Job) -> State:
@@ -115,6 +125,13 @@ class Method(ABC):
     def finish(self, state: State) -> Shard:
         """The distilled images."""
         return Shard(state["images"].cpu(), state["classes"].cpu())
+
+
+def are_finite(figures: dict[str, float]) -> bool:
+    """Whether a round went well. A round that did not leaves the state as it was: the loop reports
+    the figures.
+    """
+    return all(map(math.isfinite, figures.values()))
 
 
 def move_images(state: State, gradient: Tensor, *, rate: float, momentum: float) -> None:

@@ -42,6 +42,7 @@ class DC(Method):
     def __init__(
         self,
         *,
+        name: str,
         recipe: Recipe,
         lr_images: float,
         momentum_images: float,
@@ -51,8 +52,9 @@ class DC(Method):
         lr_network: float,
         start: str,
     ) -> None:
+        super().__init__(name=name)
         if start not in STARTS:
-            raise ConfigError(f"methods.dsa.start: {start!r} is neither real nor noise")
+            raise ConfigError(f"{self.key('start')}: {start!r} is neither real nor noise")
         self.strategy, self.batch_real, self.start = recipe.augment, batch_real, start
         self.lr_images, self.momentum_images = lr_images, momentum_images
         self.outer_loops = outer_loops

@@ -25,8 +25,15 @@ class DM(Method):
     """
 
     def __init__(
-        self, *, recipe: Recipe, lr_images: float, momentum_images: float, batch_real: int
+        self,
+        *,
+        name: str,
+        recipe: Recipe,
+        lr_images: float,
+        momentum_images: float,
+        batch_real: int,
     ) -> None:
+        super().__init__(name=name)
         self.strategy, self.batch_real = recipe.augment, batch_real
         self.lr_images, self.momentum_images = lr_images, momentum_images
 
@@ -42,7 +49,7 @@ class DM(Method):
         self.net = job.spec.memory(job.compute.device)
         self.net.module.requires_grad_(False)
         if not hasattr(self.net.module, "embed"):
-            raise ConfigError(f"methods.dm: {job.spec.name} has no embedding: use convnet")
+            raise ConfigError(f"methods.{self.name}: {job.spec.name} has no embedding: use convnet")
 
     def step(self, state: State, index: int) -> dict[str, float]:
         """Move the images of every class towards the mean embedding of the real ones."""

@@ -15,19 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core import augment, rng
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, Shard, State, move_images, require_batch
+from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch
+from apm_core.methods.experts import Experts, Inner, Outer, figures_of
 from apm_core.train import Recipe
-from apm_core.trajectory import Step, match
-
-LEAST_RATE = 0.01  # of the rate at the start
+from apm_core.trajectory import match
 
 
 class MTT(Method):
     """The method of one shard.
 
     Args:
+        name: of the method in the config.
         recipe: its augmentation is that of the inner steps.
         lr_images, momentum_images: of the image steps; the momentum also of the rate's.
         rate: of the inner training at the start.
@@ -44,6 +43,7 @@ class MTT(Method):
     def __init__(
         self,
         *,
+        name: str,
         recipe: Recipe,
         lr_images: float,
         momentum_images: float,
@@ -56,63 +56,45 @@ class MTT(Method):
         exact: bool,
         soft_labels: bool,
     ) -> None:
+        super().__init__(name=name)
         loss = "soft_ce" if soft_labels else "ce"
         if recipe.loss != loss:
             raise ConfigError(
-                f"methods.mtt.recipe.loss: {recipe.loss} does not go with soft_labels:"
+                f"{self.key('recipe.loss')}: {recipe.loss} does not go with soft_labels:"
                 f" {str(soft_labels).lower()}: set it to {loss}"
             )
-        self.strategy, self.exact, self.soft_labels = recipe.augment, exact, soft_labels
-        self.lr_images, self.momentum = lr_images, momentum_images
-        self.rate, self.lr_rate = rate, lr_rate
-        self.steps, self.expert_epochs, self.start_below = steps, expert_epochs, start_below
-        self.batch = batch
+        self.inner = Inner(steps, batch, recipe.augment)
+        self.outer = Outer(lr_images, momentum_images, rate, lr_rate)
+        self.expert_epochs, self.start_below = expert_epochs, start_below
+        self.exact, self.soft_labels = exact, soft_labels
 
     def init(self, job: Job) -> State:
         """Real images at rest, and the rate."""
         images, classes = job.real_images()
-        require_batch("methods.mtt.batch", self.batch, images)
+        require_batch(self.key("batch"), self.inner.batch, images)
         self.attach(job)
-        return {
-            "images": images,
-            "classes": classes,
-            "velocity": torch.zeros_like(images),
-            "rate": torch.tensor(self.rate, device=images.device, dtype=images.dtype),
-            "rate_velocity": torch.zeros((), device=images.device, dtype=images.dtype),
-            "targets": classes,
-        }
+        state = self.outer.start(images.to(job.compute.device), classes)
+        return {**state, "targets": classes}
 
     def attach(self, job: Job) -> None:
-        """Hold the experts in host memory."""
+        """Hold the experts."""
         self.job, self.net = job, job.spec.memory(job.compute.device)
-        self.experts = [member for group in job.teachers.trajectories for member in group]
-        last = len(self.experts[0]) - 1
-        if self.start_below - 1 + self.expert_epochs > last:
-            raise ConfigError(
-                f"methods.mtt.start_below: from epoch {self.start_below - 1},"
-                f" {self.expert_epochs} epochs on, is beyond the {last} epochs of the experts:"
-                " lower start_below, or raise experts.epochs"
-            )
+        self.experts = Experts(job, self, below=self.start_below, length=self.expert_epochs)
 
     def step(self, state: State, index: int) -> dict[str, float]:
         """Match a piece of one expert's trajectory."""
         stream, images = (*self.job.stream, index), state["images"]
-        start, target = self._piece(*stream)
-        if self.soft_labels:
-            state["targets"] = self._labels(target, images)
+        start, target = self.experts.piece(range(self.start_below), *stream)
+        steps = self.inner.draw(len(images), images.device, *stream)
+        targets = self._labels(target, images) if self.soft_labels else state["targets"]
         loss = soft_cross_entropy if self.soft_labels else F.cross_entropy
-        plan = self._plan(len(images), *stream)
-        targets, rate = state["targets"], state["rate"]
-        found = match(self.net, start, target, plan, images, targets, rate, loss, exact=self.exact)
-        move_images(state, found.images, rate=self.lr_images, momentum=self.momentum)
-        state["rate_velocity"] = self.momentum * state["rate_velocity"] + found.rate
-        moved = rate - self.lr_rate * state["rate_velocity"]
-        state["rate"] = moved.clamp_min(LEAST_RATE * self.rate)
-        return {
-            "match": float(found.loss),
-            "lr_images": self.lr_images,
-            "rate": float(state["rate"]),
-        }
+        rate = state["rate"]
+        found = match(self.net, start, target, steps, images, targets, rate, loss, exact=self.exact)
+        figures = figures_of(found)
+        if are_finite(figures):
+            self.outer.move(state, found)
+            state["targets"] = targets
+        return {**figures, "lr_images": self.outer.lr_images, "rate": float(state["rate"])}
 
     def finish(self, state: State) -> Shard:
         """The images with their labels and the learned rate."""
@@ -121,28 +103,6 @@ class MTT(Method):
         if self.soft_labels:
             targets = targets.clamp_min(1e-12).log()  # logits of these probabilities
         return Shard(shard.images, shard.classes, targets, float(state["rate"]))
-
-    def _piece(self, *stream: rng.Path) -> tuple[Tensor, Tensor]:
-        """Parameters (P,) of an expert at the start and at the end of a piece of its training."""
-        random = rng.generator(*stream, "expert")
-        expert = self.experts[int(torch.randint(len(self.experts), (), generator=random))]
-        epoch = int(torch.randint(self.start_below, (), generator=random))
-        device = self.job.compute.device
-        return expert[epoch].to(device), expert[epoch + self.expert_epochs].to(device)
-
-    def _plan(self, count: int, *stream: rng.Path) -> list[Step]:
-        """Batches of the inner steps: permutations of the images, one after another."""
-        random, device = rng.generator(*stream, "inner"), self.job.compute.device
-        size = self.batch or count
-        waiting: list[Tensor] = []
-        plan = []
-        for _ in range(self.steps):
-            if not waiting:
-                waiting = list(torch.randperm(count, generator=random).split(size))
-            batch = waiting.pop(0).to(device)
-            drawn = augment.draw(self.strategy, len(batch), random)
-            plan.append(Step(batch, drawn and drawn.to(device)))
-        return plan
 
     @torch.no_grad()
     def _labels(self, target: Tensor, images: Tensor) -> Tensor:
