@@ -157,6 +157,22 @@ def test_the_report_is_one_file_with_table_and_gallery(finished):
     assert "digits_ipc10.html" in page
 
 
+def test_methods_that_match_flat_experts_bring_their_own_labels_and_rate(finished):
+    few = {"steps": 2, "expert_epochs": 1, "start_below": 2, "rounds": 3}
+    settings = {
+        "distill": {"methods": ["ftd", "datm"]},
+        "flat_experts": {"n": 2, "per_job": 2, "epochs": 2, "snapshot_type": "float16"},
+        "methods": {"ftd": few, "datm": {**few, "start_below_first": 1}},
+    }
+    sets = {name: f"results/digits_ipc10.{name}.zarr.zip" for name in ("ftd", "datm")}
+    run(finished, "--", *sets.values(), settings=settings)
+    ftd, datm = (load(finished / path) for path in sets.values())
+    assert torch.equal(ftd.targets, ftd.classes) and datm.targets.shape == (100, 10)
+    assert (ftd.recipe.loss, datm.recipe.loss) == ("ce", "soft_ce")
+    for found in (ftd, datm):
+        assert found.recipe.lr != 0.01 and found.recipe.lr > 0
+
+
 def test_a_killed_shard_goes_on_with_the_same_bits(finished, tmp_path):
     settings = {"distill": {"rounds": 60}, "compute": {"resume_interval": 0}}
     shard = "work/digits/distill/apm.ipc10/0.zarr.zip"

@@ -55,6 +55,11 @@ def pool_for_distillation(wildcards):
     return pool_files(entry(wildcards.method).needs) if entry(wildcards.method).needs else []
 
 
+def distill_mem_mb(wildcards, input):
+    """Memory of a distillation job, which holds the networks that it distils from."""
+    return 16000 + int(1.5 * input.size_mb)
+
+
 def pool_for_labels(wildcards):
     """The teachers, for a method whose set they label."""
     return pool_files("teachers") if entry(wildcards.method).labels == "pool" else []

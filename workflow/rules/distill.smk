@@ -11,7 +11,7 @@ rule distill:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=16000,
+        mem_mb=distill_mem_mb,
         runtime=720,
     params:
         settings=lambda wildcards: PLAN.distill(wildcards.method),
