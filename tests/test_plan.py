@@ -15,6 +15,7 @@ from apm_core.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 ALL = {
     "prepare",
@@ -107,9 +108,12 @@ def test_the_default_config_is_valid():
 def test_presets_are_valid_and_named_as_their_result(path):
     config = merged(CONFIG, yaml.safe_load(path.read_text()))
     check_schema(config, SCHEMA)
-    plan = Plan(config)
+    plan = Plan(edited({"distill.methods": list(methods.METHODS)}, config))
+    classes = CLASSES[config["dataset"]["name"]]
     for method in plan.methods:
-        methods.build(method, json.loads(plan.distill(method)))
+        settings = json.loads(plan.distill(method))
+        methods.build(method, settings)
+        assert (settings["options"].get("batch") or 0) <= plan.shard_ipc * classes
     if "_ipc" in path.stem:
         plan.check_target(*path.stem.rsplit("_ipc", 1))
 
