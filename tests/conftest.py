@@ -121,7 +121,8 @@ def random_files(tmp_path_factory, digits, cpu):
 
 @pytest.fixture(scope="session")
 def merge_settings(recipe_settings):
-    return {"method": "random", "recipe": recipe_settings, "labels": "teacher", "seed": 0}
+    labels = {"labels": "teacher", "label_epoch": None}
+    return {"method": "random", "recipe": recipe_settings, **labels, "seed": 0}
 
 
 @pytest.fixture(scope="session")

@@ -28,12 +28,16 @@ class Entry:
 
 METHODS = {
     "apm": Entry("apm_core.methods.apm", "APM", needs="teachers", labels="pool"),
+    "apm_plus": Entry("apm_core.methods.apm", "APM", needs="teachers", labels="pool"),
     "dm": Entry("apm_core.methods.dm", "DM", needs=None, labels="classes"),
     "dc": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
     "dsa": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
     "mtt": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
     "tesla": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
     "random": Entry(
+        "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
+    ),
+    "random_plus": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
     ),
     "random_hard": Entry(
