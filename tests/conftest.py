@@ -46,6 +46,7 @@ def digits_settings():
         "channels": None,
         "fit": "squash",
         "test_fraction": 0.2,
+        "held_out": None,
         "whitening": "zca",
         "zca_eps": 0.1,
         "seed": 0,

@@ -242,6 +242,7 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "dataset.channels": (1, {"prepare"}),
     "dataset.fit": ("crop", {"prepare"}),
     "dataset.test_fraction": (0.3, {"prepare"}),
+    "dataset.held_out": (0.1, {"prepare"}),
     "dataset.whitening": ("none", {"prepare"}),
     "dataset.zca_eps": (0.2, {"prepare"}),
     "compute.device": ("cpu", set()),
