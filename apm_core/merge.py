@@ -88,11 +88,15 @@ def pool_labels(
     """Logits (N, C) of one teacher drawn by the run seed, or of the pool's mean, on the clean
     images.
 
+    With `label_epoch` the teachers are as they were after so many epochs of their training.
     The draw does not depend on the method, so that methods are compared under the same labels.
     """
     chosen = None
     if settings["labels"] == "teacher":
         random = rng.generator(settings["seed"], "labels")
         chosen = int(torch.randint(len(pool), (), generator=random))
+    epoch = settings["label_epoch"]
+    if epoch is not None:
+        pool.require_epochs([epoch], "distill.label_epoch")
     # float32 whatever the precision of training: the labels are part of the product
-    return pool.logits(chosen, images.to(compute.device), compute.exact()).cpu()
+    return pool.logits(chosen, images.to(compute.device), compute.exact(), epoch=epoch).cpu()

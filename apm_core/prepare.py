@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apm_core import nets, rng, store
-from apm_core.data import examine, read
+from apm_core.data import examine, hold_out, read
 from apm_core.device import Compute
 from apm_core.errors import DataError
 from apm_core.nets.base import Shape
@@ -135,6 +135,8 @@ def prepare(
         test_fraction=settings["test_fraction"],
         split_seed=settings["seed"],
     )
+    if settings["held_out"]:
+        dataset = hold_out(dataset, fraction=settings["held_out"], seed=settings["seed"])
     warnings = [*dataset.warnings, *examine(dataset, ipc=ipc)]
     shape = Shape.of(dataset.train.images.shape, len(dataset.class_names))
     for name in architectures:

@@ -72,17 +72,39 @@ class TeacherPool:
                 )
         return [torch.from_numpy(artifact.arrays["snapshots"]) for artifact in self.artifacts]
 
-    def load(self, index: int) -> FlatNet:
-        """The network with the parameters of teacher `index`; valid until the next call."""
-        self.net.load(self.vectors[index])
+    def require_epochs(self, epochs: Sequence[int], key: str) -> None:
+        """Raise ConfigError, naming `key`, unless the pool has snapshots after `epochs`."""
+        if any("snapshots" not in artifact.arrays for artifact in self.artifacts):
+            raise ConfigError(f"{key}: needs teachers.snapshots: true")
+        last = min(len(group[0]) for group in self.trajectories) - 1
+        if not 0 <= min(epochs) <= max(epochs) <= last or list(epochs) != sorted(epochs):
+            raise ConfigError(
+                f"{key}: {list(epochs)} are not epochs in ascending order from 0 to {last}, the"
+                " last of the teachers"
+            )
+
+    def load(self, index: int, epoch: int | None = None) -> FlatNet:
+        """The network with the parameters of teacher `index`, as they were after `epoch` epochs of
+        its training or (None) at its end; valid until the next call.
+        """
+        vector = self.vectors[index]
+        if epoch is not None:
+            vector = [one for group in self.trajectories for one in group][index][epoch]
+        self.net.load(vector)
         return self.net
 
     def logits(
-        self, index: int | None, images: Images, compute: Compute, *, batch: int = 1000
+        self,
+        index: int | None,
+        images: Images,
+        compute: Compute,
+        *,
+        epoch: int | None = None,
+        batch: int = 1000,
     ) -> Tensor:
         """Predictions (N, C) of teacher `index` on clean images, or of the pool's mean (None)."""
         members = range(len(self)) if index is None else [index]
-        total = sum(logits(self.load(m), images, compute, batch=batch) for m in members)
+        total = sum(logits(self.load(m, epoch), images, compute, batch=batch) for m in members)
         return total / len(members)
 
 

@@ -46,6 +46,7 @@ def digits_settings():
         "channels": None,
         "fit": "squash",
         "test_fraction": 0.2,
+        "held_out": None,
         "whitening": "zca",
         "zca_eps": 0.1,
         "seed": 0,
@@ -121,7 +122,8 @@ def random_files(tmp_path_factory, digits, cpu):
 
 @pytest.fixture(scope="session")
 def merge_settings(recipe_settings):
-    return {"method": "random", "recipe": recipe_settings, "labels": "teacher", "seed": 0}
+    labels = {"labels": "teacher", "label_epoch": None}
+    return {"method": "random", "recipe": recipe_settings, **labels, "seed": 0}
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,13 @@ def apm(**changed: object) -> APM:
 
 
 def loss_of(
-    images: Tensor, state: State, pool: TeacherPool, *, ce: float, logarithm: bool
+    images: Tensor,
+    state: State,
+    pool: TeacherPool,
+    *,
+    ce: float,
+    logarithm: bool,
+    students: int = 1,
 ) -> Tensor:
     """Equation 4 of the paper in one expression, networks built anew."""
 
@@ -84,20 +90,20 @@ def loss_of(
     total = ce * F.cross_entropy(teacher, classes)
     for student in state["students"]:
         apart = (predict(student) - teacher).abs().mean(dim=1)
-        total = total - (apart.log() if logarithm else apart).mean()
+        total = total - (apart.log() if logarithm else apart).mean() / students
     return total
 
 
 @pytest.mark.parametrize("logarithm", [False, True])
-@pytest.mark.parametrize("segment", [None, 1, 5])
-def test_first_step_follows_the_gradient_of_the_whole_loss(pool, logarithm, segment):
-    method = apm(logarithm=logarithm, lr_images=0.7)
+@pytest.mark.parametrize(("segment", "students"), [(None, 1), (1, 1), (5, 3)])
+def test_first_step_follows_the_gradient_of_the_whole_loss(pool, logarithm, segment, students):
+    method = apm(logarithm=logarithm, lr_images=0.7, students=students)
     state = method.init(job(pool, segment=segment))
     before = state["images"].clone()
     figures = method.step(state, 0)
 
     leaf = before.clone().requires_grad_()
-    loss = loss_of(leaf, state, pool, ce=0.1, logarithm=logarithm)
+    loss = loss_of(leaf, state, pool, ce=0.1, logarithm=logarithm, students=students)
     gradient = torch.autograd.grad(loss, leaf)[0]
 
     torch.testing.assert_close(state["images"], before - 0.7 * gradient, rtol=1e-12, atol=1e-13)
@@ -199,6 +205,70 @@ def test_image_rate_drops_to_three_tenths_at_half_of_the_rounds(pool):
     state = method.init(job(pool, rounds=6))
     rates = [method.step(state, index)["lr_images"] for index in range(7)]
     assert rates == pytest.approx([1.0] * 3 + [0.3] * 4)
+
+
+def test_students_of_a_period_differ(pool):
+    method = apm(students=2)
+    state = method.init(job(pool))
+    method.step(state, 0)
+    assert len(state["students"]) == 10 == len(torch.unique(state["students"], dim=0))
+
+
+def test_the_product_is_the_average_of_the_images(pool):
+    method = apm(ema=0.75)
+    state = method.init(job(pool))
+    expected = state["images"].clone()
+    for index in range(3):
+        method.step(state, index)
+        expected = 0.75 * expected + 0.25 * state["images"]
+    assert not torch.allclose(expected, state["images"])
+    torch.testing.assert_close(method.finish(state).images, expected)
+
+
+def drawn_epochs(teachers: TeacherPool, **options: object) -> list[int]:
+    """The epochs of the teachers of 40 periods, after checking that those are in use."""
+    method = apm(teacher_epochs=[0, 2], period=1, **options)
+    state = method.init(Job(Digits(), teachers, CPU, ipc=1, shard=0, rounds=39, seed=5))
+    epochs = []
+    for index in range(40):
+        method.step(state, index)
+        epochs.append(state["epoch"])
+        group, member = divmod(state["teacher"], 2)
+        kept = teachers.artifacts[group].arrays["snapshots"][member, state["epoch"]]
+        assert torch.equal(teachers.net.vector, torch.from_numpy(kept))
+    return epochs
+
+
+class Digits:
+    """Noise in place of digits."""
+
+    def shard(self, ipc: int, index: int) -> tuple[Tensor, Tensor]:
+        random = torch.Generator().manual_seed(index)
+        return torch.randn(10 * ipc, 1, 8, 8, generator=random), torch.arange(10 * ipc) % 10
+
+
+def test_teachers_come_from_the_epochs_asked_for(teachers):
+    assert set(drawn_epochs(teachers)) == {0, 1, 2}
+
+
+def test_the_range_of_epochs_expands_to_half_of_the_rounds(teachers):
+    epochs = drawn_epochs(teachers, expanding=True)
+    assert set(epochs[:10]) == {0}  # 2 * 9 / 39 of two epochs is less than one
+    assert set(epochs[10:20]) == {0, 1}
+    assert set(epochs[20:]) == {0, 1, 2}
+
+
+def test_epochs_that_the_teachers_do_not_have_are_refused(pool, teachers):
+    with pytest.raises(
+        ConfigError, match=r"teacher_epochs: \[1, 3\] are not epochs .* from 0 to 2"
+    ):
+        apm(teacher_epochs=[1, 3]).init(Job(Digits(), teachers, CPU, 1, 0, 6, 5))
+    with pytest.raises(ConfigError, match=r"teacher_epochs: \[2, 1\] are not epochs in ascending"):
+        apm(teacher_epochs=[2, 1]).init(Job(Digits(), teachers, CPU, 1, 0, 6, 5))
+    for artifact in teachers.artifacts:
+        del artifact.arrays["snapshots"]
+    with pytest.raises(ConfigError, match=r"teacher_epochs: needs teachers\.snapshots: true"):
+        apm(teacher_epochs=[1, 2]).init(Job(Digits(), teachers, CPU, 1, 0, 6, 5))
 
 
 def test_checkpoints_must_divide_the_epochs():

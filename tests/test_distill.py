@@ -209,5 +209,5 @@ def test_a_shard_of_random_is_the_real_images(random_files, digits):
 
 
 def test_unknown_method_is_refused_with_those_that_exist():
-    with pytest.raises(ConfigError, match="there is no method 'mm'; known: apm, dm, dc"):
+    with pytest.raises(ConfigError, match="there is no method 'mm'; known: apm, apm_plus, dm"):
         build("mm", {"options": {}})

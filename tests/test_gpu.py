@@ -33,8 +33,9 @@ def exact_matrices():
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def test_captured_steps_equal_plain_ones():
-    recipe = Recipe(passes=4, lr=0.05, batch=16, drop=2, loss="l1")
+@pytest.mark.parametrize("rho", [0.0, 0.3], ids=["plain", "flat"])
+def test_captured_steps_equal_plain_ones(rho):
+    recipe = Recipe(passes=4, lr=0.05, batch=16, drop=2, loss="l1", rho=rho, alpha=0.5)
     given, start, results = examples(GPU.device), SPEC.fresh("start"), []
     for compute in (GPU, replace(GPU, compile="on"), replace(GPU, compile="auto")):
         trainer = Trainer(SPEC.memory(GPU.device), recipe, compute, given, networks=1)

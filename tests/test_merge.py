@@ -40,6 +40,18 @@ def test_the_mean_of_the_pool_labels_the_set(
     np.testing.assert_allclose(found.arrays["targets"], each.mean(0), rtol=1e-5, atol=1e-5)
 
 
+def test_teachers_of_an_early_epoch_label_the_set(
+    real_set, random_files, merge_settings, teachers, digits, cpu, tmp_path
+):
+    settings = {**merge_settings, "labels": "mean", "label_epoch": 1}
+    found = merge(tmp_path / "a", settings, random_files, digits, teachers, cpu)
+    total = torch.zeros(40, 10)
+    for group in teachers.artifacts:
+        for kept in group.arrays["snapshots"][:, 1]:
+            total += teachers.net.at(torch.from_numpy(kept), real_set.images)
+    np.testing.assert_allclose(found.arrays["targets"], total.detach() / 4, rtol=1e-5, atol=1e-5)
+
+
 def test_labels_do_not_depend_on_the_method_but_on_the_seed(
     real_set, random_files, merge_settings, teachers, digits, cpu, tmp_path
 ):

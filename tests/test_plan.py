@@ -151,7 +151,7 @@ def test_the_schema_knows_the_methods_and_architectures():
         ({"teacher": {}}, "teacher: there is no such key; did you mean teachers?"),
         (
             {"distill.zzz": 3},
-            "distill.zzz: there is no such key; known here: labels, methods, rounds, shards",
+            "distill.zzz: there is no such key; known here: label_epoch, labels, methods, rounds,",
         ),
         (
             {"methods.apm.checkpoint": 3},
@@ -184,7 +184,10 @@ def test_the_schema_knows_the_methods_and_architectures():
         ({"teachers.lr": 0}, "teachers.lr: 0 is less than or equal to the minimum of 0; learning"),
         ({"recipe.momentum": 1}, "recipe.momentum: 1 is greater than or equal to the maximum of 1"),
         ({"dataset.source": "mnist"}, "dataset.source: 'mnist' is not one of [None, 'digits',"),
-        ({"distill.methods": ["mm"]}, "distill.methods.0: 'mm' is not one of ['apm', 'dm', 'dc',"),
+        (
+            {"distill.methods": ["mm"]},
+            "distill.methods.0: 'mm' is not one of ['apm', 'apm_plus', 'dm',",
+        ),
         ({"distill.methods": []}, "distill.methods: [] should be non-empty; methods to run"),
         (
             {"evaluate.architectures": ["vit", "resnet50"]},
@@ -233,7 +236,7 @@ def test_a_wrong_config_is_refused_in_one_line_that_names_the_key(changes, messa
 
 
 def test_a_method_unknown_to_the_library_is_refused():
-    with pytest.raises(ConfigError, match="there is no method 'mm'; known: apm, dm, dc"):
+    with pytest.raises(ConfigError, match="there is no method 'mm'; known: apm, apm_plus, dm"):
         Plan(edited({"distill.methods": ["apm", "mm"]}))
 
 
@@ -264,6 +267,7 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "dataset.channels": (1, {"prepare"}),
     "dataset.fit": ("crop", {"prepare"}),
     "dataset.test_fraction": (0.3, {"prepare"}),
+    "dataset.held_out": (0.1, {"prepare"}),
     "dataset.whitening": ("none", {"prepare"}),
     "dataset.zca_eps": (0.2, {"prepare"}),
     "compute.device": ("cpu", set()),
@@ -286,6 +290,7 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "teachers.weight_decay": (0.0, {"teachers", "ceiling"}),
     "teachers.drop_at": (0.7, {"teachers", "ceiling"}),
     "teachers.augment": ("crop", {"teachers", "ceiling", "nas_reference"}),
+    "teachers.snapshots": (True, {"teachers"}),
     "recipe.epochs": (100, {"distill", "merge"}),
     "recipe.lr": (0.1, {"distill", "merge"}),
     "recipe.batch": (128, {"distill", "merge"}),
@@ -297,6 +302,7 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "distill.shards": (5, {"distill"}),
     "distill.rounds": (100, {"distill"}),
     "distill.labels": ("mean", {"merge"}),
+    "distill.label_epoch": (7, {"merge"}),
     "methods.apm.lr_images": (0.5, {"distill"}),
     "methods.apm.momentum_images": (0.1, {"distill"}),
     "methods.apm.checkpoints": (2, {"distill"}),
@@ -306,6 +312,28 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.apm.logarithm": (True, {"distill"}),
     "methods.apm.keep_batch": (False, {"distill"}),
     "methods.apm.augment_images": (True, {"distill"}),
+    "methods.apm.students": (2, {"distill"}),
+    "methods.apm.teacher_epochs": ([1, 2], {"distill"}),
+    "methods.apm.expanding": (True, {"distill"}),
+    "methods.apm.ema": (0.9, {"distill"}),
+    "methods.apm_plus.rounds": (7, {"distill"}),
+    "methods.apm_plus.lr_images": (0.5, {"distill"}),
+    "methods.apm_plus.momentum_images": (0.1, {"distill"}),
+    "methods.apm_plus.checkpoints": (2, {"distill"}),
+    "methods.apm_plus.period": (1, {"distill"}),
+    "methods.apm_plus.batch": (100, {"distill"}),
+    "methods.apm_plus.ce": (0.2, {"distill"}),
+    "methods.apm_plus.logarithm": (False, {"distill"}),
+    "methods.apm_plus.keep_batch": (False, {"distill"}),
+    "methods.apm_plus.augment_images": (False, {"distill"}),
+    "methods.apm_plus.students": (2, {"distill"}),
+    "methods.apm_plus.teacher_epochs": ([1, 2], {"distill"}),
+    "methods.apm_plus.expanding": (True, {"distill"}),
+    "methods.apm_plus.ema": (0.9, {"distill"}),
+    "methods.apm_plus.labels": ("teacher", {"merge"}),
+    "methods.apm_plus.label_epoch": (7, {"merge"}),
+    "methods.random_plus.labels": ("teacher", {"merge"}),
+    "methods.random_plus.label_epoch": (7, {"merge"}),
     "methods.dm.rounds": (7, {"distill"}),
     "methods.dm.lr_images": (0.7, {"distill"}),
     "methods.dm.momentum_images": (0.1, {"distill"}),

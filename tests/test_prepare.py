@@ -129,3 +129,25 @@ def test_only_a_data_artifact_is_opened(teacher_files, tmp_path):
         PreparedData.open(teacher_files[0])
     with pytest.raises(ArtifactError, match="there is no such file"):
         PreparedData.open(tmp_path / "missing")
+
+
+def test_held_out_images_of_the_training_split_take_the_place_of_the_test_split(
+    digits, digits_settings, tmp_path
+):
+    def rows(data, *splits):
+        arrays = data.artifact.arrays
+        return {
+            (image.tobytes(), int(label))
+            for split in splits
+            for image, label in zip(
+                arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True
+            )
+        }
+
+    settings = {**digits_settings, "held_out": 0.25}
+    found = prepare(tmp_path / "a", settings, ipc=2, architectures=[])
+    assert rows(found, "train", "test") == rows(digits, "train")
+    assert not rows(found, "train") & rows(found, "test")
+    counts = np.bincount(found.artifact.arrays["test_labels"])
+    before = np.bincount(digits.artifact.arrays["train_labels"])
+    assert counts.tolist() == np.round(before / 4).astype(int).tolist()

@@ -1,6 +1,7 @@
 """The numbers in the README are those of the committed results files."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,17 @@ def test_the_table_of_a_results_file_stands_in_the_readme(path):
 def test_a_results_file_says_where_and_when_it_was_measured(path):
     run = json.loads(path.read_text())["run"]
     assert run["device"] and run["date"] and run["versions"]["torch"]
+
+
+BLOCKS = {
+    "python": ["apm_core/methods/dm.py", "apm_core/methods/__init__.py"],
+    "yaml": ["config.yaml"],
+}
+
+
+def test_the_walk_through_a_method_quotes_the_code_as_it_is():
+    text = (REPO / "docs/add-a-method.md").read_text()
+    found = re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
+    assert len(found) >= 7
+    for language, block in found:
+        assert any(block in (REPO / name).read_text() for name in BLOCKS[language]), block

@@ -22,7 +22,7 @@ from apm_core.settings import canonical
 ALGORITHM = {
     "prepare": 1,
     "teachers": 1,
-    "distill": 1,
+    "distill": 2,
     "merge": 1,
     "evaluate": 1,
     "ceiling": 1,
@@ -32,6 +32,7 @@ ALGORITHM = {
     "collect": 1,
 }
 POOLS = ("teachers", "experts", "flat_experts")
+NOT_OPTIONS = {"rounds", "recipe", "labels", "label_epoch"}  # keys of a method for other stages
 DEVICES = Path("/dev")
 Settings = dict[str, Any]
 
@@ -177,17 +178,15 @@ class Plan:
         """
         section = {k: v for k, v in self.config[name].items() if k != "n"}
         section |= self._network(self.config["teachers"]["network"])
-        return self._text(
-            "teachers", {**section, "snapshots": name != "teachers", **self._precision}
-        )
+        return self._text("teachers", {"snapshots": True, **section, **self._precision})
 
     def distill(self, method: str) -> str:
         """Settings of a shard; neither its number nor how many there are matter."""
-        options = dict(self.config["methods"].get(method, {}))
-        rounds = options.pop("rounds", None) or self.config["distill"]["rounds"]
-        options.pop("recipe", None)
+        own = self.config["methods"].get(method, {})
+        options = {k: v for k, v in own.items() if k not in NOT_OPTIONS}
         settings: Settings = {"method": method, "options": options, "ipc": self.shard_ipc}
         if entry(method).iterative:
+            rounds = own.get("rounds") or self.config["distill"]["rounds"]
             settings |= {"rounds": rounds, "recipe": self._recipe(method), **self._precision}
             if entry(method).needs is None:
                 settings |= self._network(self.config["teachers"]["network"])
@@ -197,7 +196,9 @@ class Plan:
         """Settings of the distilled set: its labels, and the recipe it is published with."""
         settings: Settings = {"method": method, "recipe": self._recipe(method)}
         if entry(method).labels == "pool":
-            settings["labels"] = self.config["distill"]["labels"]
+            own, common = self.config["methods"].get(method, {}), self.config["distill"]
+            for key in ("labels", "label_epoch"):
+                settings[key] = common[key] if own.get(key) is None else own[key]
         return self._text("merge", settings)
 
     def _recipe(self, method: str) -> Settings:

@@ -1,6 +1,7 @@
 """Images in two splits, as every reader returns them, and the cut for sets that come in one."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +36,28 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+
+
+def cut(images: np.ndarray, labels: np.ndarray, names: Sequence[str], **how: float) -> list[Split]:
+    """Two splits, training and test, of a set that comes in one; `how` is that of `test_members`.
+
+    Raises what `test_members` raises.
+    """
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label, name in enumerate(names):
+        own = labels == label
+        chosen[own] = test_members(own.sum(), label=label, name=name, **how)
+    return [Split(images[part], labels[part]) for part in (~chosen, chosen)]
+
+
+def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
+    """The same with a share of each training class in place of the test split.
+
+    Raises what `test_members` raises.
+    """
+    images, labels = dataset.train.images, dataset.train.labels
+    train, test = cut(images, labels, dataset.class_names, fraction=fraction, seed=seed)
+    return replace(dataset, train=train, test=test)
 
 
 def test_members(count: int, *, fraction: float, seed: int, label: int, name: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apm_core.data.dataset import Dataset, Split, test_members
+from apm_core.data.dataset import Dataset, cut
 from apm_core.data.folder import read_folder
 from apm_core.data.imagenet import read_imagenet, read_tiny_imagenet
 from apm_core.data.images import ImageForm, refit
@@ -72,11 +72,5 @@ def _read_digits(form: ImageForm, test_fraction: float, split_seed: int) -> Data
     images = refit(np.rint(scans.images * (255 / 16)).astype(np.uint8)[:, None], form)
     labels = scans.target.astype(np.int64)
     names = tuple(str(digit) for digit in scans.target_names)
-    held_out = np.zeros(len(labels), dtype=bool)
-    for label, name in enumerate(names):
-        own = labels == label
-        held_out[own] = test_members(
-            own.sum(), fraction=test_fraction, seed=split_seed, label=label, name=name
-        )
-    train, test = (Split(images[part], labels[part]) for part in (~held_out, held_out))
+    train, test = cut(images, labels, names, fraction=test_fraction, seed=split_seed)
     return Dataset(train, test, names)

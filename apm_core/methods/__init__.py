@@ -28,6 +28,7 @@ class Entry:
 
 METHODS = {
     "apm": Entry("apm_core.methods.apm", "APM", needs="teachers", labels="pool"),
+    "apm_plus": Entry("apm_core.methods.apm", "APM", needs="teachers", labels="pool"),
     "dm": Entry("apm_core.methods.dm", "DM", needs=None, labels="classes"),
     "dc": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
     "dsa": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
@@ -36,6 +37,9 @@ METHODS = {
     "ftd": Entry("apm_core.methods.ftd", "FTD", needs="flat_experts", labels="own"),
     "datm": Entry("apm_core.methods.datm", "DATM", needs="flat_experts", labels="own"),
     "random": Entry(
+        "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
+    ),
+    "random_plus": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
     ),
     "random_hard": Entry(

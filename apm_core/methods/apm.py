@@ -17,7 +17,7 @@ Deviations from the published code, each a setting where it changes numbers:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -27,9 +27,9 @@ from torch import Tensor
 from apm_core import augment, rng
 from apm_core.device import Compute
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, State, require_batch
+from apm_core.methods.base import Job, Method, Shard, State, require_batch
 from apm_core.nets.flat import FlatNet
-from apm_core.train import Examples, Recipe, Trainer, forward_flops
+from apm_core.train import Examples, Recipe, Trainer, forward_flops, logits
 
 SMALLEST_DISTANCE = 1e-8  # keeps the logarithm of a perfect match finite
 
@@ -46,13 +46,21 @@ class APM(Method):
         momentum_images: of the image steps.
         checkpoints: K; of a student with epoch indices 0..E, those after E/K, 2E/K, ..., E are
             kept.
-        period: rounds that share a teacher and a student (the paper's mid_gap + 1).
+        period: rounds that share a teacher and its students (the paper's mid_gap + 1).
+        students: trained anew in each period, all with the same teacher.
         batch: images per round; None: all of the shard.
         ce: weight of the teacher's cross-entropy.
         logarithm, keep_batch, augment_images: see above.
+        start: "real" images drawn at random, or those that teachers classify correctly ("correct").
+        teacher_epochs: the first and the last epoch after which a teacher is taken from its
+            training; None: teachers are fully trained.
+        expanding: begin with the first of these epochs alone and reach the last at half of the
+            rounds, as DATM does.
+        ema: decay of the average of the images over the rounds, which is then the product; 0: the
+            images themselves.
     """
 
-    at_home = frozenset({"images", "velocity"})
+    at_home = frozenset({"images", "velocity", "average"})
 
     def __init__(
         self,
@@ -68,6 +76,10 @@ class APM(Method):
         logarithm: bool,
         keep_batch: bool,
         augment_images: bool,
+        students: int = 1,
+        teacher_epochs: Sequence[int] | None = None,
+        expanding: bool = False,
+        ema: float = 0.0,
     ) -> None:
         super().__init__(name=name)
         last = recipe.passes - 1  # E
@@ -78,37 +90,42 @@ class APM(Method):
         self.recipe = replace(recipe, loss="l1")
         self.lr_images, self.momentum_images = lr_images, momentum_images
         self.keep = frozenset(range(last // checkpoints, last + 1, last // checkpoints))
-        self.period, self.batch, self.ce = period, batch, ce
+        self.period, self.students, self.batch, self.ce = period, students, batch, ce
         self.logarithm, self.keep_batch = logarithm, keep_batch
         self.strategy = recipe.augment if augment_images else "none"
+        self.epochs, self.expanding, self.ema = teacher_epochs, expanding, ema
 
     def init(self, job: Job) -> State:
         """Real images at rest; the student and the batch of the period are drawn in round 0."""
         images, classes = job.real_images()
         require_batch(self.key("batch"), self.batch, images)
         self.attach(job)
-        return {"images": images, "classes": classes, "velocity": torch.zeros_like(images)}
+        state = {"images": images, "classes": classes, "velocity": torch.zeros_like(images)}
+        return state | ({"average": images.clone()} if self.ema else {})
 
     def attach(self, job: Job) -> None:
         """Build the networks and compile what they do."""
         self.job, pool, compute = job, job.teachers, job.compute
+        if self.epochs:
+            pool.require_epochs(self.epochs, self.key("teacher_epochs"))
         shape, device = pool.spec.shape, compute.device
         count = self.batch or job.ipc * shape.classes
         self.segment = min(job.segment or count, count)
-        student, periods = pool.spec.memory(device), job.rounds // self.period + 1
+        student = pool.spec.memory(device)
+        networks = self.students * (job.rounds // self.period + 1)
         dtype = student.vector.dtype
         self.examples = Examples(
             torch.zeros(count, *shape.image, device=device, dtype=dtype),
             torch.zeros(count, shape.classes, device=device, dtype=dtype),
         )
-        self.trainer = Trainer(student, self.recipe, compute, self.examples, networks=periods)
+        self.trainer = Trainer(student, self.recipe, compute, self.examples, networks=networks)
         self.critic = pool.spec.memory(device)  # holds one checkpoint of the student
         self.critic.module.eval().requires_grad_(False)
         images = (job.rounds + 1) * count
-        passes = images * len(self.keep)
+        pairs = self.students * len(self.keep)
         work = {
-            "flops": 3.0 * forward_flops(self.critic, shape.image, compute) * passes,
-            "steps": (job.rounds + 1) * len(self.keep) * math.ceil(count / self.segment),
+            "flops": 3.0 * forward_flops(self.critic, shape.image, compute) * images * pairs,
+            "steps": (job.rounds + 1) * pairs * math.ceil(count / self.segment),
             "fuses": self.critic.fuses,
         }
         self._distance = compute.compiled(
@@ -128,8 +145,8 @@ class APM(Method):
         leaf = self.examples.images[part].clone().requires_grad_()
         self._segment_gradient(leaf, classes, self.trainer.net.snapshot()[None])
         pair = clock() - started  # two networks of the K + 1
-        pairs = (len(self.keep) + 1) / 2 * math.ceil(len(batch) / self.segment)
-        return len(batch), per_student / self.period + pair * pairs
+        pairs = (self.students * len(self.keep) + 1) / 2 * math.ceil(len(batch) / self.segment)
+        return len(batch), self.students * per_student / self.period + pair * pairs
 
     def step(self, state: State, index: int) -> dict[str, float]:
         """One round: refresh teacher and student if the period is over, then move the images."""
@@ -139,8 +156,8 @@ class APM(Method):
             state["batch"] = self._draw_batch(len(state["images"]), *stream)
         self._place(state, state["batch"])
         if new_period:
-            self._refresh(state, *stream)
-        self.job.teachers.load(state["teacher"])
+            self._refresh(state, index, *stream)
+        self.job.teachers.load(state["teacher"], state["epoch"])
         gradient, figures = self._image_gradient(state, *stream)
         rate = self.lr_images * (0.3 if index >= self.job.rounds // 2 else 1.0)
         # images outside the batch have no gradient, but their momentum moves them on
@@ -148,7 +165,13 @@ class APM(Method):
         velocity *= self.momentum_images
         velocity[state["batch"].to(velocity.device)] += gradient.to(velocity.device)
         images.sub_(velocity, alpha=rate)
+        if self.ema:
+            state["average"].lerp_(images, 1 - self.ema)
         return {**figures, "lr_images": rate}
+
+    def finish(self, state: State) -> Shard:
+        """The images, or their average."""
+        return super().finish({**state, "images": state.get("average", state["images"])})
 
     def _draw_batch(self, count: int, *stream: rng.Path) -> Tensor:
         if self.batch is None:
@@ -161,15 +184,27 @@ class APM(Method):
         images = state["images"]
         self.examples.images.copy_(images[batch.to(images.device)])
 
-    def _refresh(self, state: State, *stream: rng.Path) -> None:
-        pool, compute = self.job.teachers, self.job.compute
-        chosen = torch.randint(len(pool), (), generator=rng.generator(*stream, "teacher"))
-        state["teacher"] = int(chosen)
-        images = self.examples.images
-        targets = pool.logits(state["teacher"], images, compute, batch=self.segment)
-        self.examples.targets.copy_(targets)
-        start = pool.spec.fresh(*stream, "student")
-        state["students"] = torch.stack(self.trainer.fit(start, *stream, keep=self.keep))
+    def _refresh(self, state: State, index: int, *stream: rng.Path) -> None:
+        pool, compute, images = self.job.teachers, self.job.compute, self.examples.images
+        random = rng.generator(*stream, "teacher")
+        state["teacher"] = int(torch.randint(len(pool), (), generator=random))
+        state["epoch"] = self._draw_epoch(index, random)
+        teacher = pool.load(state["teacher"], state["epoch"])
+        self.examples.targets.copy_(logits(teacher, images, compute, batch=self.segment))
+        kept = []
+        for number in range(self.students):
+            start = pool.spec.fresh(*stream, "student", number)
+            kept += self.trainer.fit(start, *stream, number, keep=self.keep)
+        state["students"] = torch.stack(kept)
+
+    def _draw_epoch(self, index: int, random: torch.Generator) -> int | None:
+        """The epoch after which the teacher of round `index` is taken; None: the last."""
+        if self.epochs is None:
+            return None
+        first, last = self.epochs
+        if self.expanding:
+            last = first + (last - first) * min(1.0, 2 * index / max(1, self.job.rounds))
+        return int(torch.randint(first, int(last) + 1, (), generator=random))
 
     def _image_gradient(self, state: State, *stream: rng.Path) -> tuple[Tensor, dict[str, float]]:
         """Gradient (B, C, H, W) of Eq. 4 in the batch, over even segments and checkpoints."""
@@ -197,20 +232,20 @@ class APM(Method):
         The teacher's graph is built once: its logits collect the gradients of all checkpoints, then
         one backward pass carries them to the images.
         """
-        logits = self._predict(images)
-        leaf = logits.detach().requires_grad_()
+        predicted = self._predict(images)
+        leaf = predicted.detach().requires_grad_()
         ce = F.cross_entropy(leaf, classes, reduction="sum")
         to_logits = torch.autograd.grad(self.ce * ce, leaf)[0]
         to_images = torch.zeros_like(images)
         match = torch.zeros((), device=images.device)
         for student in students:
             self.critic.load(student)
-            term = self._distance(images, leaf)
+            term = self._distance(images, leaf) / self.students
             by_images, by_logits = torch.autograd.grad(term, (images, leaf))
             to_images += by_images
             to_logits += by_logits
             match += term.detach()
-        to_images += torch.autograd.grad(logits, images, to_logits)[0]
+        to_images += torch.autograd.grad(predicted, images, to_logits)[0]
         return to_images, torch.stack([match, ce.detach()])
 
 
