@@ -87,11 +87,14 @@ class TeacherPool:
         """The network with the parameters of teacher `index`, as they were after `epoch` epochs of
         its training or (None) at its end; valid until the next call.
         """
-        vector = self.vectors[index]
-        if epoch is not None:
-            vector = [one for group in self.trajectories for one in group][index][epoch]
-        self.net.load(vector)
+        self.net.load(self.after(epoch)[index])
         return self.net
+
+    def after(self, epoch: int | None) -> Sequence[Tensor]:
+        """The parameters (P,) of every teacher after `epoch` epochs or (None) at the end."""
+        if epoch is None:
+            return self.vectors
+        return [member[epoch] for group in self.trajectories for member in group]
 
     def logits(
         self,

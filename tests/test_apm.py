@@ -258,6 +258,19 @@ def test_the_range_of_epochs_expands_to_half_of_the_rounds(teachers):
     assert set(epochs[20:]) == {0, 1, 2}
 
 
+def test_initial_images_are_those_that_the_teachers_of_the_last_epoch_recognise(teachers, digits):
+    method = apm(start="correct", teacher_epochs=[0, 1])
+    state = method.init(Job(digits, teachers, CPU, ipc=3, shard=1, rounds=6, seed=5))
+    kept = [one for group in teachers.artifacts for one in group.arrays["snapshots"][:, 1]]
+    votes = [teachers.net.at(torch.from_numpy(one), state["images"]).argmax(1) for one in kept]
+    hits = torch.stack(votes) == state["classes"]
+    assert hits.any(dim=0).all() and state["classes"].bincount().tolist() == [3] * 10
+    random_images, _ = digits.shard(3, 1)
+    assert not torch.equal(state["images"], random_images)
+    with pytest.raises(ConfigError, match=r"start: 'best' is neither real nor correct"):
+        apm(start="best")
+
+
 def test_epochs_that_the_teachers_do_not_have_are_refused(pool, teachers):
     with pytest.raises(
         ConfigError, match=r"teacher_epochs: \[1, 3\] are not epochs .* from 0 to 2"

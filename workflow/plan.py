@@ -202,7 +202,8 @@ class Plan:
         return self._text("merge", settings)
 
     def _recipe(self, method: str) -> Settings:
-        return {**self.config["recipe"], **self.config["methods"].get(method, {}).get("recipe", {})}
+        own = self.config["methods"].get(method, {}).get("recipe", {})
+        return {**self.config["recipe"], **{k: v for k, v in own.items() if v is not None}}
 
     def evaluate(self, network: str, protocol: str) -> str:
         """Settings of the networks of one architecture under one protocol."""

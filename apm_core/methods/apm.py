@@ -28,9 +28,11 @@ from apm_core import augment, rng
 from apm_core.device import Compute
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Method, Shard, State, require_batch
+from apm_core.methods.correct import correct_shard
 from apm_core.nets.flat import FlatNet
 from apm_core.train import Examples, Recipe, Trainer, forward_flops, logits
 
+STARTS = ("real", "correct")
 SMALLEST_DISTANCE = 1e-8  # keeps the logarithm of a perfect match finite
 
 
@@ -51,7 +53,8 @@ class APM(Method):
         batch: images per round; None: all of the shard.
         ce: weight of the teacher's cross-entropy.
         logarithm, keep_batch, augment_images: see above.
-        start: "real" images drawn at random, or those that teachers classify correctly ("correct").
+        start: images drawn at random ("real"), or such that teachers, as they were after the last
+            of `teacher_epochs`, classify correctly ("correct").
         teacher_epochs: the first and the last epoch after which a teacher is taken from its
             training; None: teachers are fully trained.
         expanding: begin with the first of these epochs alone and reach the last at half of the
@@ -80,8 +83,11 @@ class APM(Method):
         teacher_epochs: Sequence[int] | None = None,
         expanding: bool = False,
         ema: float = 0.0,
+        start: str = "real",
     ) -> None:
         super().__init__(name=name)
+        if start not in STARTS:
+            raise ConfigError(f"{self.key('start')}: {start!r} is neither real nor correct")
         last = recipe.passes - 1  # E
         if last % checkpoints:
             raise ConfigError(
@@ -94,14 +100,25 @@ class APM(Method):
         self.logarithm, self.keep_batch = logarithm, keep_batch
         self.strategy = recipe.augment if augment_images else "none"
         self.epochs, self.expanding, self.ema = teacher_epochs, expanding, ema
+        self.start = start
 
     def init(self, job: Job) -> State:
         """Real images at rest; the student and the batch of the period are drawn in round 0."""
-        images, classes = job.real_images()
+        images, classes = (
+            self._correct_images(job) if self.start == "correct" else job.real_images()
+        )
         require_batch(self.key("batch"), self.batch, images)
         self.attach(job)
         state = {"images": images, "classes": classes, "velocity": torch.zeros_like(images)}
         return state | ({"average": images.clone()} if self.ema else {})
+
+    def _correct_images(self, job: Job) -> tuple[Tensor, Tensor]:
+        pool, compute = job.teachers, job.compute
+        vectors = pool.after(self.epochs[-1] if self.epochs else None)
+        images, classes = correct_shard(
+            job.data, pool.net, vectors, compute.exact(), job.ipc, job.shard
+        )
+        return images.to(job.home or compute.device), classes.to(compute.device)
 
     def attach(self, job: Job) -> None:
         """Build the networks and compile what they do."""
