@@ -96,13 +96,6 @@ def serve(function: Callable[[], object]) -> None:
         print("done", flush=True)
 
 
-def run_pipeline(folder: Path, config: Path, target: str, *, cores: str = "all") -> None:
-    """The pipeline as a user runs it, with its files in `folder`; raises when it fails."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
-    command += ["--directory", folder, "--configfile", config, "--quiet", "all"]
-    subprocess.run([*command, "--cores", cores, "--", target], check=True, cwd=ROOT)
-
-
 def machine() -> dict[str, Any]:
     """Where and when: for the head of every result file."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

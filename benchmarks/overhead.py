@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, ROOT, machine, run_pipeline, show, write
+from benchmarks.measure import RESULTS, ROOT, machine, show, write
+from benchmarks.pipeline import run_pipeline
 
 TRAINING = ("teachers", "distill.apm", "evaluate", "ceiling", "nas.reference", "proxy")
 CLOCK = re.compile(r"(\d\d):(\d\d):(\d\d(?:\.\d+)?) ")

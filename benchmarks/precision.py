@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from snakemake.utils import update_config
 
 from apm_core import store
 from apm_core.distilled import load
 from apm_core.scores import summarize
-from benchmarks.measure import RESULTS, ROOT, machine, run_pipeline, write
+from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.pipeline import config_of, run_pipeline
 
 PRECISIONS = ("bf16", "float32")
 
 
-def config_of(preset: Path, changes: list[str]) -> dict[str, Any]:
+def compared(preset: Path, settings: list[str]) -> dict[str, Any]:
     """The config of `preset`, cut to what is compared: APM, and ConvNets with its labels."""
-    config = yaml.safe_load((ROOT / "config.yaml").read_text())
-    update_config(config, yaml.safe_load(preset.read_text()))
+    config = config_of([preset], settings)
     config["distill"]["methods"] = ["apm"]
     config["evaluate"] |= {
         "architectures": ["convnet"],
@@ -36,13 +35,6 @@ def config_of(preset: Path, changes: list[str]) -> dict[str, Any]:
     }
     config["evaluate"]["ceiling"]["architectures"] = []
     config["nas"]["networks"] = 0
-    for change in changes:
-        key, value = change.split("=", 1)
-        *path, last = key.split(".")
-        section = config
-        for name in path:
-            section = section[name]
-        section[last] = yaml.safe_load(value)
     return config
 
 
@@ -85,7 +77,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=ROOT / "work/precision")
     options = parser.parse_args()
-    config = config_of(options.preset, options.set)
+    config = compared(options.preset, options.set)
     runs = {precision: [] for precision in PRECISIONS}
     for seed in range(options.seeds):
         folder = (options.folder / options.preset.stem / f"seed{seed}").resolve()

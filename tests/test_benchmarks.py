@@ -63,7 +63,7 @@ def test_a_logs_first_and_last_time_are_read(tmp_path):
 
 def test_precision_runs_are_cut_to_what_is_compared():
     preset = precision.ROOT / "presets/cifar10_cpu.yaml"
-    config = precision.config_of(preset, ["distill.rounds=7", "teachers.n=1"])
+    config = precision.compared(preset, ["distill.rounds=7", "teachers.n=1"])
     assert (config["distill"]["rounds"], config["teachers"]["n"]) == (7, 1)
     assert config["teachers"]["width"] == 32 and config["teachers"]["lr"] == 0.05
     assert config["distill"]["methods"] == ["apm"] and config["nas"]["networks"] == 0

@@ -303,6 +303,7 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "distill.rounds": (100, {"distill"}),
     "distill.labels": ("mean", {"merge"}),
     "distill.label_epoch": (7, {"merge"}),
+    "methods.apm.rounds": (7, {"distill"}),
     "methods.apm.lr_images": (0.5, {"distill"}),
     "methods.apm.momentum_images": (0.1, {"distill"}),
     "methods.apm.checkpoints": (2, {"distill"}),
