@@ -100,9 +100,12 @@ def test_random_images_fill_up_a_class_and_are_reported(numbered, cpu):
     images, _ = correct_shard(numbered, net, vectors, run, 3, 0)
     assert taken(images)[12:15] == [of_class[4][n] for n in (1, 0, 2)]
     assert taken(images)[:3] == of_class[0][:3]
+    images, _ = correct_shard(numbered, net, vectors, run, 3, 1)
+    assert taken(images)[12:15] == of_class[4][3:6]
     assert notes == [
-        "start: of 30 initial images, 2 are random ones of their class: the 2 networks classify no"
-        " more of them correctly"
+        f"start: of 30 initial images, {missed} are random ones of their class: the 2 networks"
+        " classify no more of them correctly"
+        for missed in (2, 3)
     ]
 
 

@@ -1,6 +1,7 @@
 """DATM: its start, the growing range, one round by hand, rounds that do not count."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from apm_core.methods.datm import DATM
 from apm_core.resume import Resume
 from apm_core.run import Run
 from apm_core.train import Recipe, soft_ce
+from apm_core.trajectory import Match, match
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="soft_ce", augment="crop_scale")
 OPTIONS = {
@@ -147,6 +149,21 @@ def test_a_round_above_the_threshold_changes_no_bit(job):
     method.threshold = skipped["match"]
     assert method.step(state, 1)["match"] == skipped["match"]
     assert not any(torch.equal(before[name], state[name]) for name in before if name != "classes")
+
+
+def test_a_gradient_that_is_not_finite_matters_only_where_it_is_used(job, monkeypatch):
+    def broken(*given, **options) -> Match:
+        found = match(*given, **options)
+        return replace(found, targets=torch.full_like(found.targets, math.nan))
+
+    monkeypatch.setattr("apm_core.methods.datm.match", broken)
+    for threshold, finite in ((0.0, True), (100.0, False)):
+        method = datm(threshold=threshold)
+        state = method.init(job)
+        before = {name: value.clone() for name, value in state.items()}
+        figures = method.step(state, 0)
+        assert all(map(math.isfinite, figures.values())) is finite
+        assert all(torch.equal(before[name], state[name]) for name in before)
 
 
 def test_the_rate_stays_above_a_hundredth_of_its_start(job):

@@ -235,7 +235,7 @@ BAD = {
     ),
     "method": (
         {"distill": {"methods": ["apn"]}},
-        "config: distill.methods.0: 'apn' is not one of ['apm', 'dm',",
+        "config: distill.methods.0: 'apn' is not one of ['apm', 'apm_plus',",
     ),
     "architecture": (
         {"evaluate": {"architectures": ["convnt"]}},
