@@ -87,13 +87,16 @@ def main() -> None:
                 if done.is_file() or ipc not in plan["variants"][name].get("ipc", [ipc]):
                     continue
                 variant = plan["variants"][name]
-                changes = [plan["ipc"][ipc], variant["config"]]
+                changes = [plan["ipc"][ipc], variant.get("config", {})]
                 config = overlaid(base, {"ipc": ipc}, *changes)
                 found = measured(config, variant["method"], shard, data, pool, Run(compute))
                 done.parent.mkdir(parents=True, exist_ok=True)
                 store.write_json(done, found)
                 mean = summarize(found["accuracies"])["mean"]
-                print(f"IPC {ipc}, set {shard}, {name}: {mean:.2f}, {found['seconds']:.0f} s")
+                print(
+                    f"IPC {ipc}, set {shard}, {name}: {mean:.2f}, {found['seconds']:.0f} s",
+                    flush=True,
+                )
     write(RESULTS / "ablation_cpu.json", {**machine(), "rows": table(plan, options.folder)})
 
 
