@@ -5,12 +5,15 @@
 Real CIFAR-10 at the CPU preset. A tenth of the training split is held out and judges: nothing is
 chosen on the test split. Every variant distils sets from different real images, with the same
 number of passes of images through networks, and networks are trained on each from scratch. A set
-that is there is not made again, so the command can be stopped and continued; several may run side
-by side. The figures go to benchmarks/results/ablation_cpu.json.
+that is there is not made again, so the command can be stopped and continued. The figures go to benchmarks/results/ablation_cpu.json.
 """
 
 import argparse
 import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +26,58 @@ from apm_core.distill import distill
 from apm_core.evaluate import train_and_test
 from apm_core.merge import pool_labels
 from apm_core.methods.base import Job
-from apm_core.prepare import PreparedData
 from apm_core.run import Run
 from apm_core.scores import summarize
-from apm_core.teachers import TeacherPool
 from apm_core.train import Examples, Recipe
 from benchmarks.measure import RESULTS, ROOT, machine, show, write
-from benchmarks.pipeline import Plan, config_of, data_of, overlaid, pool_of
+from benchmarks.pipeline import Config, Plan, config_of, data_of, overlaid, pool_of
 
 VARIANTS = ROOT / "benchmarks/ablation.yaml"
 
 
-def measured(
-    config: dict[str, Any], method: str, shard: int, data: PreparedData, pool: TeacherPool, run: Run
-) -> dict[str, Any]:
-    """Distil one set and train networks on it: their accuracies on the held-out images."""
-    plan = Plan(config)
-    settings = json.loads(plan.distill(method))
-    rounds = settings.get("rounds", 0)
-    job = Job(data, pool, run.compute, config["ipc"], shard, rounds, config["seed"])
-    iterative = methods.entry(method).iterative
-    result = distill(methods.build(method, settings), job, rounds=rounds + 1 if iterative else 0)
-    seconds = run.seconds()
-    merging = json.loads(plan.merge(method))
-    targets = (
-        result.classes
-        if methods.entry(method).labels == "classes"
-        else pool_labels(pool, result.images, merging, run.compute)
-    )
-    evaluation = json.loads(plan.evaluate("convnet", "own"))
-    recipe = Recipe.of(merging["recipe"])
-    recipe = recipe.with_epochs(evaluation["epochs"])
-    scores = train_and_test(
-        Examples(result.images, targets), data, recipe, evaluation, run, config["seed"], "ablation"
-    )
-    return {"accuracies": scores["runs"], "seconds": seconds, "rounds": rounds}
+@dataclass(frozen=True)
+class Task:
+    """One set to distil and to measure: all that a process of its own needs."""
+
+    config: Config
+    method: str
+    shard: int
+    folder: Path
+    done: Path
+
+    def run(self) -> dict[str, Any]:
+        """Distil the set and train networks on it: their accuracies on the held-out images."""
+        torch.set_num_threads(self.config["compute"]["threads"])
+        plan, compute = Plan(self.config), choose("auto", "auto", "auto", print)
+        data = data_of(self.config, self.folder)
+        pool = pool_of(self.config, self.folder, "teachers", data, compute)
+        run = Run(compute)
+        settings = json.loads(plan.distill(self.method))
+        rounds, seed = settings.get("rounds", 0), self.config["seed"]
+        job = Job(data, pool, compute, self.config["ipc"], self.shard, rounds, seed)
+        entry, method = methods.entry(self.method), methods.build(self.method, settings)
+        shard = distill(method, job, rounds=rounds + 1 if entry.iterative else 0)
+        seconds = run.seconds()
+        merging = json.loads(plan.merge(self.method))
+        recipe, targets = Recipe.of(merging["recipe"]), shard.targets
+        if targets is None and entry.labels == "classes":
+            targets = shard.classes
+        elif targets is None:
+            targets = pool_labels(pool, shard.images, merging, compute)
+        if shard.rate is not None:
+            recipe = replace(recipe, lr=shard.rate)
+        evaluation = json.loads(plan.evaluate("convnet", "own"))
+        examples = Examples(shard.images.to(compute.device), targets.to(compute.device))
+        recipe = recipe.with_epochs(evaluation["epochs"])
+        scores = train_and_test(examples, data, recipe, evaluation, run, seed, "ablation")
+        found = {"accuracies": scores["runs"], "seconds": seconds, "rounds": rounds}
+        self.done.parent.mkdir(parents=True, exist_ok=True)
+        store.write_json(self.done, found)
+        return found
 
 
 def main() -> None:
-    """Make the sets that are missing, then write and print the table of those that are there."""
+    """Make the sets that are missing, then write and print the table of all that are there."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -69,35 +85,28 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "work/ablation")
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
     parser.add_argument("--sets", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--jobs", type=int, default=2, help="sets made side by side")
     parser.add_argument("--only", nargs="+", help="variants to make; the table shows all")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     plan = yaml.safe_load(VARIANTS.read_text())
     place = {"dataset": {"data_dir": str(options.data_dir.resolve())}}
     base = overlaid(config_of([]), plan["base"], place)
-    compute = choose("auto", "auto", "auto", print)
-    data = data_of(base, options.folder)
-    pool = pool_of(base, options.folder, "teachers", data, compute)
-    wanted = options.only or list(plan["variants"])
-    for shard in range(options.sets):
-        for ipc in options.ipc:
-            for name in wanted:
-                done = options.folder / f"ipc{ipc}/{name}.{shard}.json"
-                if done.is_file() or ipc not in plan["variants"][name].get("ipc", [ipc]):
-                    continue
-                variant = plan["variants"][name]
-                changes = [plan["ipc"][ipc], variant.get("config", {})]
-                config = overlaid(base, {"ipc": ipc}, *changes)
-                found = measured(config, variant["method"], shard, data, pool, Run(compute))
-                done.parent.mkdir(parents=True, exist_ok=True)
-                store.write_json(done, found)
-                mean = summarize(found["accuracies"])["mean"]
-                print(
-                    f"IPC {ipc}, set {shard}, {name}: {mean:.2f}, {found['seconds']:.0f} s",
-                    flush=True,
-                )
-    write(RESULTS / "ablation_cpu.json", {**machine(), "rows": table(plan, options.folder)})
+    folder = options.folder.resolve()
+    pool_of(base, folder, "teachers", data_of(base, folder), choose("cpu"))
+    tasks = []
+    for shard, ipc, name in product(range(options.sets), options.ipc, plan["variants"]):
+        variant, done = plan["variants"][name], folder / f"ipc{ipc}/{name}.{shard}.json"
+        wanted = ipc in variant.get("ipc", [ipc]) and name in (options.only or [name])
+        if wanted and not done.is_file():
+            config = overlaid(base, {"ipc": ipc}, plan["ipc"][ipc], variant.get("config", {}))
+            tasks.append(Task(config, variant["method"], shard, folder, done))
+    # a process for each: torch keeps what it compiled, up to a limit
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as workers:
+        for task, found in zip(tasks, workers.map(Task.run, tasks), strict=True):
+            mean = summarize(found["accuracies"])["mean"]
+            name = f"{task.done.parent.name} {task.done.stem}"
+            print(f"{name}: {mean:.2f} %, {found['seconds']:.0f} s", flush=True)
+    write(RESULTS / "ablation_cpu.json", {**machine(), "rows": table(plan, folder)})
 
 
 def table(plan: dict[str, Any], folder: Path) -> list[dict[str, Any]]:

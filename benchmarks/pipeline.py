@@ -54,9 +54,7 @@ def run_pipeline(folder: Path, config: Path, target: str, *, cores: str = "all")
 
 def data_of(config: Config, folder: Path) -> PreparedData:
     """The prepared data, made by the pipeline in `folder` where they are missing."""
-    target = f"work/{config['dataset']['name']}/data.zarr.zip"
-    run_pipeline(folder, _written(config, folder), target)
-    return PreparedData.open(folder / target)
+    return PreparedData.open(_made(config, folder, "data"))
 
 
 def pool_of(
@@ -64,14 +62,15 @@ def pool_of(
 ) -> TeacherPool:
     """The pool `name` (teachers, experts, flat_experts), made in `folder` where it is missing."""
     groups = Plan(config).groups(name)
-    targets = [f"work/{config['dataset']['name']}/{name}/{group}.zarr.zip" for group in groups]
-    for target in targets:
-        run_pipeline(folder, _written(config, folder), target)
-    return TeacherPool.open([folder / target for target in targets], data, compute)
+    paths = [_made(config, folder, f"{name}/{group}") for group in groups]
+    return TeacherPool.open(paths, data, compute)
 
 
-def _written(config: Config, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return file
+def _made(config: Config, folder: Path, artifact: str) -> Path:
+    target = f"work/{config['dataset']['name']}/{artifact}.zarr.zip"
+    if not (folder / target).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        run_pipeline(folder, file, target)
+    return folder / target
