@@ -212,6 +212,7 @@ class Trainer:
         self,
         start: Tensor,
         *stream: rng.Path,
+        lr: float | None = None,
         keep: Collection[int] = (),
         progress: Progress = silent,
     ) -> list[Tensor]:
@@ -219,10 +220,10 @@ class Trainer:
         order.
 
         Afterwards `self.net` holds the trained network. `stream` names the random order and
-        augmentation.
+        augmentation; `lr` takes the place of the recipe's.
         Raises DivergenceError with pass, loss and learning rate when the loss stops being finite.
         """
-        recipe, net = self.recipe, self.net
+        recipe, net = self.recipe if lr is None else replace(self.recipe, lr=lr), self.net
         net.load(start)
         net.zero_grad()
         net.module.train()
@@ -238,7 +239,7 @@ class Trainer:
                     snapshots.append(net.snapshot())
                 last = index + 1 == recipe.passes
                 if last or progress is not silent or index % 50 == 0:
-                    self._require_finite(loss, index)
+                    self._require_finite(loss, index, recipe.rate(index))
                     progress(index + 1, recipe.passes, {"loss": float(loss)})
         net.module.eval()
         return snapshots
@@ -332,9 +333,8 @@ class Trainer:
             step = gradient.add_(self.velocity, alpha=recipe.momentum)
         self.net.vector.addcmul_(step, self.rate, value=-1)
 
-    def _require_finite(self, loss: Tensor, index: int) -> None:
+    def _require_finite(self, loss: Tensor, index: int, rate: float) -> None:
         if not torch.isfinite(loss):
-            rate = self.recipe.rate(index)
             raise DivergenceError(
                 f"training: {self.recipe.loss} loss is {float(loss)} in pass {index}"
                 f" of {self.recipe.passes} at learning rate {rate:g}: lower the learning rate"

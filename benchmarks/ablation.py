@@ -5,7 +5,8 @@
 Real CIFAR-10 at the CPU preset. A tenth of the training split is held out and judges: nothing is
 chosen on the test split. Every variant distils sets from different real images, with the same
 number of passes of images through networks, and networks are trained on each from scratch. A set
-that is there is not made again, so the command can be stopped and continued. The figures go to benchmarks/results/ablation_cpu.json.
+that is there is not made again, so the command can be stopped and continued. The figures go to
+benchmarks/results/ablation_cpu.json.
 """
 
 import argparse
