@@ -18,8 +18,8 @@ import torch
 
 from apm_core.errors import ConfigError
 
-# A compiled step is 2 to 4 times as fast as a plain one; compiling costs 10 to 40 s once per shape.
-EARNED_BACK_S = 45.0
+# A compiled step is 2 to 4 times as fast as a plain one; compiling costs 4 to 12 s once per shape.
+EARNED_BACK_S = 20.0
 PLAIN_FLOPS = 1.0e11  # per second, plain float32 on two cores
 PLAIN_STEP_S = 2.0e-3  # of overhead
 
