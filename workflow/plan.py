@@ -173,11 +173,12 @@ class Plan:
         options = dict(self.config["methods"].get(method, {}))
         rounds = options.pop("rounds", None) or self.config["distill"]["rounds"]
         options.pop("recipe", None)
+        network = options.pop("network", None) or self.config["teachers"]["network"]
         settings: Settings = {"method": method, "options": options, "ipc": self.shard_ipc}
         if entry(method).iterative:
             settings |= {"rounds": rounds, "recipe": self._recipe(method), **self._precision}
             if entry(method).needs is None:
-                settings |= self._network(self.config["teachers"]["network"])
+                settings |= self._network(network)
         return self._text("distill", settings)
 
     def merge(self, method: str) -> str:

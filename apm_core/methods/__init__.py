@@ -33,6 +33,7 @@ METHODS = {
     "dsa": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
     "mtt": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
     "tesla": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
+    "frepo": Entry("apm_core.methods.frepo", "FRePo", needs=None, labels="own"),
     "random": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
     ),
