@@ -235,7 +235,7 @@ def test_batch_norm_of_frepos_own_network_lives_in_the_pool(digits, cpu):
     kept = state["buffers"][0].clone()
     pool.load(state, 1, deep)
     images, targets = random(4, 1, 16, 16).float(), random(4, 10).float()
-    pool.train(deep, images, targets, pool.member_moments(state, 1), 1e-3, given)
+    pool.train(deep, deep, images, targets, pool.member_moments(state, 1), 1e-3, given)
     with_one_step = deep(images)
     pool.store(state, 1, deep)
     assert torch.equal(state["buffers"][0], kept) and not torch.equal(state["buffers"][1], kept)

@@ -34,6 +34,7 @@ METHODS = {
     "mtt": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
     "tesla": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
     "frepo": Entry("apm_core.methods.frepo", "FRePo", needs=None, labels="own"),
+    "rcig": Entry("apm_core.methods.rcig", "RCIG", needs=None, labels="own"),
     "random": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
     ),

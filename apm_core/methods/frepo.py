@@ -163,8 +163,15 @@ class FRePo(Method):
         """One step of the network in memory on the distilled set, and back with it to the pool."""
         order = torch.randperm(len(images), generator=rng.generator(*stream, "network batch"))
         chosen = order[:LARGEST_BATCH].to(images.device)
-        memory = pool.member_moments(state, member)
-        pool.train(self.net, images[chosen], targets[chosen], memory, self.lr_network, self.job)
+        pool.train(
+            self.net,
+            self.net.module,
+            images[chosen],
+            targets[chosen],
+            pool.member_moments(state, member),
+            self.lr_network,
+            self.job,
+        )
         pool.store(state, member, self.net)
         state["ages"][member] += 1
 

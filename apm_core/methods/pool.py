@@ -56,13 +56,22 @@ def store(state: State, member: int, net: FlatNet) -> None:
 
 
 def train(
-    net: FlatNet, images: Tensor, targets: Tensor, memory: Moments, rate: float, job: Job
+    net: FlatNet,
+    logits: Callable[[Tensor], Tensor],
+    images: Tensor,
+    targets: Tensor,
+    memory: Moments,
+    rate: float,
+    job: Job,
 ) -> None:
-    """One step of Adam on half the squared error of a batch, without augmentation."""
+    """One step of Adam on half the squared error of a batch, without augmentation.
+
+    `logits` is what computes them with the parameters of `net`.
+    """
     net.zero_grad()
     net.module.train()
     with job.compute.autocast():
-        found = net.module(images)
+        found = logits(images)
     half_mse(found.to(net.vector.dtype), targets).backward()
     net.module.eval()
     adam_(net.vector, net.grad, memory, rate)
