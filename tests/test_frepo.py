@@ -245,6 +245,15 @@ def test_batch_norm_of_frepos_own_network_lives_in_the_pool(digits, cpu):
     assert torch.equal(deep(images), with_one_step)  # in evaluation mode: nothing else is kept
 
 
+def test_features_of_an_image_do_not_depend_on_the_others(job):
+    method = frepo()
+    method.attach(job)
+    method.net = FlatNet(distillation_network(Spec("frepo_conv", Shape(1, 16, 10))).train())
+    images = random(4, 1, 16, 16).float()
+    together = method._embed(images)
+    torch.testing.assert_close(method._embed(images[:1]), together[:1], rtol=1e-4, atol=1e-5)
+
+
 def test_a_gradient_that_is_not_finite_is_shown_and_spoils_nothing(job):
     method = frepo()
     state = method.init(job)

@@ -33,8 +33,15 @@ def exact_matrices():
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-def test_captured_steps_equal_plain_ones():
-    recipe = Recipe(passes=4, lr=0.05, batch=16, drop=2, loss="l1")
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(passes=4, lr=0.05, batch=16, drop=2, loss="l1"),
+        Recipe(passes=6, lr=1e-3, batch=16, loss="half_mse", optimizer="adam", schedule="cosine"),
+    ],
+    ids=["sgd", "adam"],
+)
+def test_captured_steps_equal_plain_ones(recipe):
     given, start, results = examples(GPU.device), SPEC.fresh("start"), []
     for compute in (GPU, replace(GPU, compile="on"), replace(GPU, compile="auto")):
         trainer = Trainer(SPEC.memory(GPU.device), recipe, compute, given, networks=1)

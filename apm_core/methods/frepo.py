@@ -124,7 +124,6 @@ class FRePo(Method):
     def _meta_gradient(self, state: State, *stream: rng.Path) -> tuple[Tensor, Tensor, Tensor]:
         """The error of the regression's predictions, and its gradients in images and labels."""
         real, wanted = self._real(*stream)
-        self.net.module.eval()
         with torch.no_grad():
             seen = self._embed(real)
         images = state["images"].detach().requires_grad_()
@@ -145,7 +144,10 @@ class FRePo(Method):
         return self.real.images[chosen], wanted
 
     def _embed(self, images: Tensor) -> Tensor:
-        """Features (N, D) of the images, whose graph holds one segment of them at a time."""
+        """Features (N, D) of the images, by the running statistics where there are any; the graph
+        holds one segment of them at a time.
+        """
+        self.net.module.eval()
 
         def embed(part: Tensor) -> Tensor:
             with self.job.compute.autocast():
