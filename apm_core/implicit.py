@@ -81,7 +81,7 @@ class Tangent:
 
 
 @dataclass(frozen=True)
-class Run:
+class Descent:
     """Where some steps of Adam ended."""
 
     solution: Tensor  # (P,)
@@ -111,11 +111,11 @@ class Inner:
         """The Hessian times `q` (P,)."""
         return q + self.view.pull(self._solve(self.view.push(q)))
 
-    def train(self, steps: int, rate: float) -> Run:
+    def train(self, steps: int, rate: float) -> Descent:
         """Minimise the loss from phi = 0."""
         return self._adam(steps, rate, self.slope)
 
-    def divide(self, g: Tensor, steps: int, rate: float) -> Run:
+    def divide(self, g: Tensor, steps: int, rate: float) -> Descent:
         """Solve Hessian q = `g` (P,) by minimising q^T Hessian q / 2 - g^T q from q = 0.
 
         In units of the root mean square of `g`, so that one rate serves gradients of all sizes.
@@ -128,11 +128,11 @@ class Inner:
             return (0.5 * product - unit) @ q, product - unit
 
         found = self._adam(steps, rate, slope)
-        return Run(found.solution * scale, found.falling)
+        return Descent(found.solution * scale, found.falling)
 
     def _adam(
         self, steps: int, rate: float, slope: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> Run:
+    ) -> Descent:
         at = torch.zeros_like(self.view.free)
         moments, losses = Moments.at_rest(at), []
         for _ in range(steps):
@@ -140,7 +140,7 @@ class Inner:
             losses.append(loss)
             adam_(at, gradient, moments, rate)
         losses.append(slope(at)[0])
-        return Run(at, bool((torch.stack(losses).diff() < 0).all()))
+        return Descent(at, bool((torch.stack(losses).diff() < 0).all()))
 
     def _solve(self, rest: Tensor) -> Tensor:
         return torch.cholesky_solve(rest.double(), self.factor).to(rest.dtype)

@@ -177,12 +177,15 @@ def test_images_and_labels_move_by_a_share_of_their_norm_that_falls_to_a_tenth(j
 
 
 def test_segments_do_not_change_the_gradient(job):
-    moments = []
+    moments, networks = [], []
     for segment in (None, 3):
         method, state = frepo(flip=True), None
         state = method.init(Job(**{**vars(job), "segment": segment}))
         method.step(state, 0)
         moments.append(state["images_first"])
+        networks.append(state["vectors_first"])
+    assert networks[0].any()
+    torch.testing.assert_close(*networks, rtol=1e-3, atol=1e-3 * float(networks[0].abs().max()))
     torch.testing.assert_close(*moments, rtol=1e-3, atol=1e-3 * float(moments[0].abs().max()))
 
 
@@ -235,9 +238,10 @@ def test_batch_norm_of_frepos_own_network_lives_in_the_pool(digits, cpu):
     kept = state["buffers"][0].clone()
     pool.load(state, 1, deep)
     images, targets = random(4, 1, 16, 16).float(), random(4, 10).float()
-    pool.train(deep, deep, images, targets, pool.member_moments(state, 1), 1e-3, given)
+    memory = pool.member_moments(state, 1)
+    pool.train(deep, deep, images, targets, memory, 1e-3, given)
     with_one_step = deep(images)
-    pool.store(state, 1, deep)
+    pool.store(state, 1, deep, memory)
     assert torch.equal(state["buffers"][0], kept) and not torch.equal(state["buffers"][1], kept)
     pool.load(state, 0, deep)
     assert not torch.allclose(deep(images), with_one_step, rtol=1e-2)

@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from apm_core import distilled, methods, optim
 from apm_core.distill import distill_shard
 from apm_core.errors import ConfigError
-from apm_core.implicit import Inner, Run, Tangent, WithFeatures, regress
+from apm_core.implicit import Descent, Inner, Tangent, WithFeatures, regress
 from apm_core.merge import merge
+from apm_core.methods import pool
 from apm_core.methods import rcig as module
 from apm_core.methods.base import Job, State
+from apm_core.methods.frepo import FRePo
 from apm_core.methods.rcig import RCIG, capped, largest_rate, smoothed
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.resume import Resume
-from apm_core.run import Run as Command
+from apm_core.run import Run
 from apm_core.train import Examples, Recipe
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="half_mse", augment="crop_scale")
@@ -44,6 +46,11 @@ LAM = 0.07
 
 def rcig(**changed: object) -> RCIG:
     return RCIG(**{"recipe": RECIPE, **OPTIONS, **changed})
+
+
+def frepo() -> FRePo:
+    options = {"lr_images": 0.01, "batch_real": 50, "ridge": 1e-6, "flip": False}
+    return FRePo(recipe=RECIPE, **options, networks=1, lifetime=4, lr_network=1e-3)
 
 
 @pytest.fixture
@@ -184,10 +191,10 @@ def test_with_exact_inner_solutions_the_gradient_is_that_of_finite_differences(
     state |= {"rate_inner": 0.1, "rate_hessian": 0.1}
     phi, hessian = exact(net, state["images"], state["targets"])
 
-    def divided(inner: Inner, g: Tensor, steps: int, rate: float) -> Run:
-        return Run(torch.linalg.solve(hessian, g), True)
+    def divided(inner: Inner, g: Tensor, steps: int, rate: float) -> Descent:
+        return Descent(torch.linalg.solve(hessian, g), True)
 
-    monkeypatch.setattr(Inner, "train", lambda *_: Run(phi.clone(), True))
+    monkeypatch.setattr(Inner, "train", lambda *_: Descent(phi.clone(), True))
     monkeypatch.setattr(Inner, "divide", divided)
     monkeypatch.setattr(module, "capped", lambda tensor, _: tensor)
     loss, gradients, _ = method._meta_gradient(state, 0)
@@ -246,9 +253,9 @@ def test_relus_become_sharp_softplus_functions():
 
 
 def test_the_rate_is_the_largest_that_falls_less_a_safety():
-    found = largest_rate(lambda rate: Run(torch.zeros(1), rate < 1e-3), 1e-5)
+    found = largest_rate(lambda rate: Descent(torch.zeros(1), rate < 1e-3), 1e-5)
     assert 0.7e-3 <= found < 0.7e-3 * 1.2
-    assert largest_rate(lambda _: Run(torch.zeros(1), True), 1e-5) < 0.7 * 1.2
+    assert largest_rate(lambda _: Descent(torch.zeros(1), True), 1e-5) < 0.7 * 1.2
 
 
 @pytest.mark.parametrize(("falling", "factor"), [(35, 1.05), (34, 0.9)])
@@ -319,6 +326,31 @@ def test_a_gradient_that_is_not_finite_is_shown_and_spoils_nothing(job):
         assert same, name
 
 
+@pytest.mark.parametrize("method", ["frepo", "rcig"])
+def test_a_round_that_runs_out_of_memory_can_be_done_again(job, method, monkeypatch):
+    """Whatever fails, be it the last step of the network's training, the state has not moved."""
+    made = rcig() if method == "rcig" else frepo()
+    state, train, calls = made.init(job), pool.train, []
+
+    def exhausted(*arguments: object) -> None:
+        train(*arguments)
+        calls.append(1)
+        if len(calls) == (3 if method == "rcig" else 1):
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(pool, "train", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        for _ in range(9):
+            snapshot = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+            made.step(state, 0)
+    assert snapshot.keys() == state.keys()
+    for name, value in snapshot.items():
+        same = (
+            torch.equal(state[name], value) if isinstance(value, Tensor) else value == state[name]
+        )
+        assert same, name
+
+
 def test_flips_count_for_the_regression_but_not_for_its_ridge(job):
     method = rcig(flip=True)
     state = method.init(job)
@@ -361,7 +393,7 @@ def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings
     }
     assert methods.build("rcig", json.loads(json.dumps(settings)))
     file = tmp_path / "0"
-    unbroken = distill_shard(file, settings, 0, digits, None, Command(cpu))
+    unbroken = distill_shard(file, settings, 0, digits, None, Run(cpu))
 
     def stop(done: int, total: int, figures: dict[str, float]) -> None:
         if done == 4:
@@ -369,8 +401,8 @@ def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings
 
     resume = Resume(tmp_path / "resume", "rcig", every=0)
     with pytest.raises(KeyboardInterrupt):
-        distill_shard(tmp_path / "b", settings, 0, digits, None, Command(cpu, resume, stop))
-    again = Command(cpu, Resume(tmp_path / "resume", "rcig"))
+        distill_shard(tmp_path / "b", settings, 0, digits, None, Run(cpu, resume, stop))
+    again = Run(cpu, Resume(tmp_path / "resume", "rcig"))
     resumed = distill_shard(tmp_path / "b", settings, 0, digits, None, again)
     assert resumed.content == unbroken.content
 

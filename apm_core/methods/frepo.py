@@ -105,9 +105,11 @@ class FRePo(Method):
         figures = {"loss": float(loss), "gradient": float(size), "lr_images": rate}
         if not all(map(math.isfinite, figures.values())):
             return figures
-        moved = {"images": state["images"].clone(), "targets": state["targets"].clone()}
+        moved = {}
         for name, gradient in (("images", by_images), ("targets", by_targets)):
-            lamb_(moved[name], gradient, pool.moments(state, name), rate)
+            moved[name], memory = state[name].clone(), pool.moments(state, name)
+            lamb_(moved[name], gradient, memory, rate)
+            moved |= pool.remembered(name, memory)
         if int(state["ages"][member]) > self.lifetime:
             pool.replace(state, member, self.build, *stream)
             state["ages"][member] = 0
@@ -165,16 +167,10 @@ class FRePo(Method):
         """One step of the network in memory on the distilled set, and back with it to the pool."""
         order = torch.randperm(len(images), generator=rng.generator(*stream, "network batch"))
         chosen = order[:LARGEST_BATCH].to(images.device)
-        pool.train(
-            self.net,
-            self.net.module,
-            images[chosen],
-            targets[chosen],
-            pool.member_moments(state, member),
-            self.lr_network,
-            self.job,
-        )
-        pool.store(state, member, self.net)
+        memory, net = pool.member_moments(state, member), self.net
+        parts = images[chosen], targets[chosen]
+        pool.train(net, net.module, *parts, memory, self.lr_network, self.job)
+        pool.store(state, member, net, memory)
         state["ages"][member] += 1
 
 

@@ -37,7 +37,8 @@ def replace(state: State, member: int, build: Build, *stream: rng.Path) -> None:
     vector, buffers = fresh(build, *stream, "fresh")
     state["vectors"][member].copy_(vector)
     state["buffers"][member].copy_(buffers)
-    member_moments(state, member).reset()
+    for key in ("first", "second", "count"):
+        state[f"vectors_{key}"][member] = 0
 
 
 def load(state: State, member: int, net: FlatNet) -> None:
@@ -49,10 +50,12 @@ def load(state: State, member: int, net: FlatNet) -> None:
         buffer.copy_(piece.view_as(buffer))
 
 
-def store(state: State, member: int, net: FlatNet) -> None:
-    """Keep `net` as `member`."""
+def store(state: State, member: int, net: FlatNet, memory: Moments) -> None:
+    """Keep `net` with its moments as `member`."""
     state["vectors"][member].copy_(net.vector)
     state["buffers"][member].copy_(flat_buffers(net.module))
+    for key, value in vars(memory).items():
+        state[f"vectors_{key}"][member].copy_(value)
 
 
 def train(
@@ -66,13 +69,17 @@ def train(
 ) -> None:
     """One step of Adam on half the squared error of a batch, without augmentation.
 
-    `logits` is what computes them with the parameters of `net`.
+    `logits` is what computes them with the parameters of `net`. The batch passes in segments, but
+    as a whole where the network normalises over it.
     """
     net.zero_grad()
     net.module.train()
-    with job.compute.autocast():
-        found = logits(images)
-    half_mse(found.to(net.vector.dtype), targets).backward()
+    size = len(images) if running(net.module) else job.segment or len(images)
+    for part, wanted in zip(images.split(size), targets.split(size), strict=True):
+        with job.compute.autocast():
+            found = logits(part)
+        share = len(part) / len(images)
+        (share * half_mse(found.to(net.vector.dtype), wanted)).backward()
     net.module.eval()
     adam_(net.vector, net.grad, memory, rate)
 
@@ -83,14 +90,14 @@ def remembered(name: str, found: Moments) -> State:
 
 
 def moments(state: State, name: str) -> Moments:
-    """The moments of the state's tensor `name`, to change in place."""
-    return Moments(*(state[f"{name}_{key}"] for key in ("first", "second", "count")))
+    """A copy of the moments of the state's tensor `name`."""
+    return Moments(*(state[f"{name}_{key}"].clone() for key in ("first", "second", "count")))
 
 
 def member_moments(state: State, member: int) -> Moments:
-    """The moments of a network, to change in place."""
-    found = moments(state, "vectors")
-    return Moments(found.first[member], found.second[member], found.count[member])
+    """A copy of the moments of a network."""
+    keys = ("first", "second", "count")
+    return Moments(*(state[f"vectors_{key}"][member].clone() for key in keys))
 
 
 def fresh(build: Build, *stream: rng.Path) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ steps. The distilled set is a moving average of all rounds.
 Deviations from the published code: named random streams; all is computed in float32 at least, the
 systems of the head in float64; the tangent parameters start from zero in every round; the
 Hessian's rate is in units of the gradient; AdaBelief as in its paper; the regression always sees
-the whole set, not a random part of it; the set is trained on with siamese augmentation's groups,
-and its rate changes from pass to pass.
+the whole set, not a random part of it (only the real images pass in segments); the set is trained
+on with siamese augmentation's groups, and its rate changes from pass to pass.
 """
 
 import math
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from apm_core import ridge, rng
 from apm_core.errors import ConfigError
-from apm_core.implicit import Inner, Run, Tangent, WithFeatures, implicit_part, regress
+from apm_core.implicit import Descent, Inner, Tangent, WithFeatures, implicit_part, regress
 from apm_core.methods import pool
 from apm_core.methods.base import Job, Method, Shard, State, settled
 from apm_core.methods.frepo import LARGEST_BATCH, centred, require_half_mse
@@ -123,14 +123,16 @@ class RCIG(Method):
         figures["lr_images"] = self.rates["images"]
         if not all(map(math.isfinite, figures.values())):
             return figures
-        moved = {name: state[name].clone() for name in LEARNED}
+        moved = {}
         for name, gradient in zip(LEARNED, gradients, strict=True):
-            adabelief_(moved[name], gradient, pool.moments(state, name), self.rates[name])
-        self._train(moved["images"], moved["targets"], state, member, *stream)
-        state |= moved
+            moved[name], memory = state[name].clone(), pool.moments(state, name)
+            adabelief_(moved[name], gradient, memory, self.rates[name])
+            moved |= pool.remembered(name, memory)
         for name in ("images", "targets"):
             kept = self.average * state[f"{name}_average"]
-            state[f"{name}_average"] = kept + (1 - self.average) * moved[name]
+            moved[f"{name}_average"] = kept + (1 - self.average) * moved[name]
+        self._train(moved["images"], moved["targets"], state, member, *stream)
+        state |= moved
         self._adapt(state, index, falling)
         return figures
 
@@ -212,19 +214,13 @@ class RCIG(Method):
         """
         random = rng.generator(*stream, "network")
         steps = int(torch.randint(1, NETWORK_STEPS + 1, (), generator=random))
+        memory, net = pool.member_moments(state, member), self.net
         for _ in range(steps):
-            chosen = torch.randperm(len(images), generator=random)[:LARGEST_BATCH]
-            chosen = chosen.to(images.device)
-            pool.train(
-                self.net,
-                self.net.module.network,
-                images[chosen],
-                targets[chosen],
-                pool.member_moments(state, member),
-                self.lr_network,
-                self.job,
-            )
-        pool.store(state, member, self.net)
+            order = torch.randperm(len(images), generator=random)
+            chosen = order[:LARGEST_BATCH].to(images.device)
+            parts = images[chosen], targets[chosen]
+            pool.train(net, net.module.network, *parts, memory, self.lr_network, self.job)
+        pool.store(state, member, net, memory)
         state["ages"][member] += steps
         if int(state["ages"][member]) >= self.lifetime:
             pool.replace(state, member, self.build, *stream)
@@ -254,7 +250,7 @@ class RCIG(Method):
         state["falling"] = 0
 
 
-def largest_rate(run: Callable[[float], Run], rate: float) -> float:
+def largest_rate(run: Callable[[float], Descent], rate: float) -> float:
     """The rate, raised as long as runs with it fall throughout, and then lowered for safety."""
     while rate < LARGEST_RATE and run(rate).falling:
         rate *= FASTER
