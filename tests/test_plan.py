@@ -112,6 +112,11 @@ def test_presets_are_valid_and_named_as_their_result(path):
         plan.check_target(*path.stem.rsplit("_ipc", 1))
 
 
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_takes_its_default_settings(method):
+    methods.build(method, json.loads(Plan(CONFIG).distill(method)))
+
+
 def test_config_and_schema_have_the_same_keys_and_defaults():
     assert set(CONFIG_LEAVES) == set(SCHEMA_LEAVES)
     for key, value in CONFIG_LEAVES.items():
@@ -361,11 +366,11 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.frepo.lifetime": (7, {"distill"}),
     "methods.frepo.lr_network": (0.7, {"distill"}),
     "methods.frepo.recipe.loss": ("l1", {"distill", "merge"}),
-    "methods.frepo.recipe.optimizer": ("sgd", {"distill", "merge"}),
+    "methods.frepo.recipe.optimizer": ("adam", {"distill", "merge"}),
     "methods.frepo.recipe.lr": (0.7, {"distill", "merge"}),
     "methods.frepo.recipe.weight_decay": (0.7, {"distill", "merge"}),
     "methods.frepo.recipe.batch": (7, {"distill", "merge"}),
-    "methods.frepo.recipe.schedule": ("step", {"distill", "merge"}),
+    "methods.frepo.recipe.schedule": ("cosine", {"distill", "merge"}),
     "methods.frepo.recipe.warmup": (7, {"distill", "merge"}),
     "methods.frepo.recipe.floor": (0.7, {"distill", "merge"}),
     "methods.rcig.rounds": (7, {"distill"}),
@@ -382,11 +387,11 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.rcig.lr_network": (0.7, {"distill"}),
     "methods.rcig.average": (0.7, {"distill"}),
     "methods.rcig.recipe.loss": ("l1", {"distill", "merge"}),
-    "methods.rcig.recipe.optimizer": ("sgd", {"distill", "merge"}),
+    "methods.rcig.recipe.optimizer": ("adam", {"distill", "merge"}),
     "methods.rcig.recipe.lr": (0.7, {"distill", "merge"}),
     "methods.rcig.recipe.weight_decay": (0.7, {"distill", "merge"}),
     "methods.rcig.recipe.batch": (7, {"distill", "merge"}),
-    "methods.rcig.recipe.schedule": ("step", {"distill", "merge"}),
+    "methods.rcig.recipe.schedule": ("cosine", {"distill", "merge"}),
     "methods.rcig.recipe.warmup": (7, {"distill", "merge"}),
     "methods.rcig.recipe.floor": (0.7, {"distill", "merge"}),
     "evaluate.networks": (3, {"evaluate"}),
