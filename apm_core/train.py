@@ -19,6 +19,7 @@ from apm_core import augment, rng
 from apm_core.device import Compute, captured
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.nets.flat import FlatNet
+from apm_core.optim import Moments, adam_
 
 SMALLEST_NORM = 1e-12
 Progress = Callable[[int, int, dict[str, float]], None]  # done, total, figures worth showing
@@ -40,7 +41,7 @@ class Recipe:
     weight_decay: float = 5e-4  # on all parameters, norms and biases included
     nesterov: bool = False
     schedule: str = (
-        "step"  # "step": a tenth of lr from pass `drop` on; "cosine": to 0 at the last pass
+        "step"  # "step": a tenth of lr from pass `drop` on; "cosine": to `floor` at the last pass
     )
     drop: int | None = None  # first pass with the lower rate; None: never
     drop_momentum: bool = (
@@ -50,12 +51,20 @@ class Recipe:
     augment: str = "color_crop_cutout_flip_scale_rotate"
     rho: float = 0.0  # radius in which a flat minimum is looked for (GSAM); 0: plain SGD
     alpha: float = 0.0  # share of the gradient across that of the radius that is taken away
+    optimizer: str = "sgd"  # or "adam": momentum is its first beta; weight decay joins the gradient
+    # with schedule cosine:
+    warmup: int = 0  # passes in which the rate rises from 0, at most half of them
+    floor: float = 0.0  # share of lr that the rate falls to
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ConfigError(f"loss: there is no loss {self.loss!r}; known: {', '.join(LOSSES)}")
         if self.schedule not in ("step", "cosine"):
             raise ConfigError(f"schedule: {self.schedule!r} is neither step nor cosine")
+        if self.optimizer not in ("sgd", "adam"):
+            raise ConfigError(f"optimizer: {self.optimizer!r} is neither sgd nor adam")
+        if self.optimizer == "adam" and self.nesterov:
+            raise ConfigError("nesterov: true goes with optimizer sgd: set it to false for adam")
         augment.groups(self.augment)
 
     @classmethod
@@ -69,7 +78,12 @@ class Recipe:
     def rate(self, index: int) -> float:
         """The learning rate of pass `index` (from 0)."""
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * index / self.passes))
+            rising = min(self.warmup, self.passes // 2)
+            if index < rising:
+                return self.lr * (index + 1) / rising
+            share = (index - rising) / (self.passes - rising)
+            falling = 0.5 * (1 + math.cos(math.pi * share))
+            return self.lr * (self.floor + (1 - self.floor) * falling)
         return self.lr * (0.1 if self.drop is not None and index >= self.drop else 1.0)
 
     def with_epochs(self, epochs: int) -> "Recipe":
@@ -185,6 +199,7 @@ class Trainer:
         self.net, self.recipe, self.compute, self.examples = net, recipe, compute, examples
         device, count = compute.device, len(examples.targets)
         self.velocity = torch.zeros_like(net.vector)
+        self.moments = Moments.at_rest(net.vector) if recipe.optimizer == "adam" else None
         self.rate = torch.zeros((), device=device, dtype=net.vector.dtype)
         self.loss_sum = torch.zeros((), device=device, dtype=net.vector.dtype)
         whole, rest = divmod(count, recipe.batch)
@@ -227,12 +242,12 @@ class Trainer:
         net.load(start)
         net.zero_grad()
         net.module.train()
-        self.velocity.zero_()
+        self._rest()
         snapshots = []
         with rng.seeded(*stream, "dropout"):
             for index in range(recipe.passes):
                 if index == recipe.drop and recipe.drop_momentum:
-                    self.velocity.zero_()
+                    self._rest()
                 self.rate.fill_(recipe.rate(index))
                 loss = self._one_pass(*stream, index)
                 if index in keep:
@@ -283,6 +298,8 @@ class Trainer:
         key = (rows.size, group)
         if key not in self._replays:
             state = [self.net.vector, self.velocity, self.loss_sum, rows.position]
+            if self.moments:
+                state += [self.moments.first, self.moments.second, self.moments.count]
             state += self.net.module.buffers()
             self._replays[key] = captured(lambda: self._step(rows, group), state, self._pool)
         return self._replays[key]()
@@ -323,10 +340,21 @@ class Trainer:
         across = plain - cosine * norm / (flat_norm + SMALLEST_NORM) * net.grad
         net.grad.sub_(across, alpha=recipe.alpha)
 
+    def _rest(self) -> None:
+        """Forget what the optimizer remembers."""
+        self.velocity.zero_()
+        if self.moments:
+            self.moments.reset()
+
     def _descend(self) -> None:
-        """v <- m v + (g + decay w); w <- w - rate v, or rate (g + decay w + m v) with Nesterov."""
+        """v <- m v + (g + decay w); w <- w - rate v, or rate (g + decay w + m v) with Nesterov; or
+        a step of Adam along g + decay w.
+        """
         recipe, gradient = self.recipe, self.net.grad
         gradient.add_(self.net.vector, alpha=recipe.weight_decay)
+        if self.moments:
+            adam_(self.net.vector, gradient, self.moments, self.rate, beta1=recipe.momentum)
+            return
         self.velocity.mul_(recipe.momentum).add_(gradient)
         step = self.velocity
         if recipe.nesterov:

@@ -33,9 +33,16 @@ def exact_matrices():
     torch.backends.cudnn.allow_tf32 = allowed
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.3], ids=["plain", "flat"])
-def test_captured_steps_equal_plain_ones(rho):
-    recipe = Recipe(passes=4, lr=0.05, batch=16, drop=2, loss="l1", rho=rho, alpha=0.5)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(passes=4, lr=0.05, batch=16, drop=2, loss="l1"),
+        Recipe(passes=6, lr=1e-3, batch=16, loss="half_mse", optimizer="adam", schedule="cosine"),
+        Recipe(passes=4, lr=0.05, batch=16, drop=2, loss="l1", rho=0.3, alpha=0.5),
+    ],
+    ids=["sgd", "adam", "flat"],
+)
+def test_captured_steps_equal_plain_ones(recipe):
     given, start, results = examples(GPU.device), SPEC.fresh("start"), []
     for compute in (GPU, replace(GPU, compile="on"), replace(GPU, compile="auto")):
         trainer = Trainer(SPEC.memory(GPU.device), recipe, compute, given, networks=1)

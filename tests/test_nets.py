@@ -12,6 +12,7 @@ from torchvision.models import resnet18, vgg
 from apm_core.errors import ConfigError
 from apm_core.nets import ARCHITECTURES, Shape, build, why_not
 from apm_core.nets.base import instance_norm
+from apm_core.nets.frepo_conv import FRePoConv
 from apm_core.rng import generator, seeded
 
 CIFAR = Shape(channels=3, resolution=32, classes=10)
@@ -36,6 +37,9 @@ COUNTS = [
     ("vit", None, 32, 100, 3_267_684),
     ("vit", None, 64, 200, 3_417_288),
     ("vit", None, 64, 1000, 3_827_688),
+    ("frepo_conv", None, 32, 10, 1_560_842),
+    ("frepo_conv", None, 32, 100, 2_298_212),
+    ("frepo_conv", None, 64, 200, 9_475_528),
 ]
 
 
@@ -70,6 +74,7 @@ def test_parameter_counts(name, depth, resolution, classes, count):
         *(("vgg11", resolution) for resolution in (32, 64)),
         *(("resnet18", resolution) for resolution in (16, 40, 64)),
         *(("vit", resolution) for resolution in (8, 28)),
+        *(("frepo_conv", resolution) for resolution in (8, 28)),
     ],
 )
 def test_forward_shapes_and_every_image_counts(name, resolution, channels):
@@ -135,6 +140,43 @@ def test_alexnet_equals_its_definition():
         hidden = F.conv2d(hidden, kernel, bias, padding=kernel.shape[-1] // 2).clamp(min=0)
         hidden = F.max_pool2d(hidden, 2) if pooled else hidden
     torch.testing.assert_close(net(x), hidden.flatten(1) @ weights[-2].T + weights[-1])
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_frepo_conv_equals_its_definition(batch_norm):
+    with seeded("frepo_conv"):
+        net = FRePoConv(Shape(3, 16, 10), batch_norm=batch_norm).train()
+    kernels = [p for p in net.features.parameters() if p.ndim == 4]
+    assert [len(kernel) for kernel in kernels] == [128, 256]
+    x = hidden = images(4, 3, 16, 16)
+    for block, kernel in enumerate(kernels):
+        if block and batch_norm:  # before the convolution, and not in the first block
+            mean = hidden.mean((0, 2, 3), keepdim=True)
+            deviation = (hidden - mean).square().mean((0, 2, 3), keepdim=True)
+            hidden = (hidden - mean) / (deviation + 1e-5).sqrt()
+        hidden = F.conv2d(hidden, kernel, padding=1).clamp(min=0)  # biases start at zero
+        hidden = hidden.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
+    features = hidden.reshape(4, 256 * 4 * 4)
+    torch.testing.assert_close(net.embed(x), features, rtol=1e-4, atol=1e-5)
+    head = net.classifier.weight
+    torch.testing.assert_close(net(x), features @ head.T, rtol=1e-4, atol=1e-4)
+
+
+def test_frepo_conv_remembers_a_tenth_of_its_running_statistics():
+    net = FRePoConv(Shape(1, 16, 10), batch_norm=True).train()
+    norm = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.running_mean.fill_(5.0)
+    x = images(4, 1, 16, 16)
+    net(x)
+    mean = net.features[:3](x).mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, 0.5 + 0.9 * mean)
+
+
+def test_frepo_conv_starts_with_the_weights_of_flax():
+    weight = make("frepo_conv", CIFAR).features[3].weight  # the second convolution reads 128 * 9
+    std = (128 * 9) ** -0.5
+    assert weight.std().item() == pytest.approx(std, rel=0.01)
+    assert 0.99 * 2 * std / 0.8796 < weight.abs().max() <= 2.0001 * std / 0.8796
 
 
 def _copy(source, target):
@@ -234,10 +276,10 @@ def test_same_seed_same_network(name):
     ("resolution", "fitting"),
     [
         (1, set()),
-        (8, {"convnet", "alexnet", "vit"}),
-        (16, {"convnet", "alexnet", "resnet18", "vit"}),
-        (28, {"convnet", "vit"}),
-        (30, {"convnet"}),
+        (8, {"convnet", "alexnet", "vit", "frepo_conv"}),
+        (16, {"convnet", "alexnet", "resnet18", "vit", "frepo_conv"}),
+        (28, {"convnet", "vit", "frepo_conv"}),
+        (30, {"convnet", "frepo_conv"}),
         (32, set(ARCHITECTURES)),
         (64, set(ARCHITECTURES)),
     ],
@@ -254,9 +296,9 @@ def test_why_not(resolution, fitting):
             "vgg11",
             28,
             r"^vgg11 cannot read 28x28 images with 1 channels: it needs a resolution that is a "
-            r"multiple of 32, got 28 \(these can: convnet, vit\)$",
+            r"multiple of 32, got 28 \(these can: convnet, vit, frepo_conv\)$",
         ),
-        ("alexnet", 30, r"multiple of 8, got 30 \(these can: convnet\)"),
+        ("alexnet", 30, r"multiple of 8, got 30 \(these can: convnet, frepo_conv\)"),
         ("resnet18", 30, r"multiple of 8, got 30"),
         ("vit", 30, r"multiple of 4, got 30"),
         ("resnet18", 8, r"instance norm erases the image.*these can: convnet, alexnet, vit"),
@@ -277,7 +319,7 @@ def test_unknown_architecture():
 
 
 @pytest.mark.parametrize("key", ["width", "depth"])
-@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "vit"])
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "vit", "frepo_conv"])
 def test_convnet_settings_elsewhere(name, key):
     with pytest.raises(
         ConfigError, match=rf"{key}=3 is a setting of convnet: remove it for {name}"

@@ -118,6 +118,11 @@ def test_presets_are_valid_and_named_as_their_result(path):
         plan.check_target(*path.stem.rsplit("_ipc", 1))
 
 
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_takes_its_default_settings(method):
+    methods.build(method, json.loads(Plan(CONFIG).distill(method)))
+
+
 def test_config_and_schema_have_the_same_keys_and_defaults():
     assert set(CONFIG_LEAVES) == set(SCHEMA_LEAVES)
     for key, value in CONFIG_LEAVES.items():
@@ -458,6 +463,44 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.datm.recipe.lr": (0.7, {"distill", "merge"}),
     "methods.datm.recipe.batch": (7, {"distill", "merge"}),
     "methods.datm.recipe.drop_momentum": (False, {"distill", "merge"}),
+    "methods.frepo.rounds": (7, {"distill"}),
+    "methods.frepo.network": ("frepo_conv", {"distill"}),
+    "methods.frepo.lr_images": (0.7, {"distill"}),
+    "methods.frepo.batch_real": (7, {"distill"}),
+    "methods.frepo.ridge": (0.7, {"distill"}),
+    "methods.frepo.flip": (False, {"distill"}),
+    "methods.frepo.networks": (7, {"distill"}),
+    "methods.frepo.lifetime": (7, {"distill"}),
+    "methods.frepo.lr_network": (0.7, {"distill"}),
+    "methods.frepo.recipe.loss": ("l1", {"distill", "merge"}),
+    "methods.frepo.recipe.optimizer": ("adam", {"distill", "merge"}),
+    "methods.frepo.recipe.lr": (0.7, {"distill", "merge"}),
+    "methods.frepo.recipe.weight_decay": (0.7, {"distill", "merge"}),
+    "methods.frepo.recipe.batch": (7, {"distill", "merge"}),
+    "methods.frepo.recipe.schedule": ("cosine", {"distill", "merge"}),
+    "methods.frepo.recipe.warmup": (7, {"distill", "merge"}),
+    "methods.frepo.recipe.floor": (0.7, {"distill", "merge"}),
+    "methods.rcig.rounds": (7, {"distill"}),
+    "methods.rcig.network": ("frepo_conv", {"distill"}),
+    "methods.rcig.lr_images": (0.7, {"distill"}),
+    "methods.rcig.lr_temperature": (0.7, {"distill"}),
+    "methods.rcig.batch_real": (7, {"distill"}),
+    "methods.rcig.ridge": (0.7, {"distill"}),
+    "methods.rcig.flip": (False, {"distill"}),
+    "methods.rcig.inner_steps": (7, {"distill"}),
+    "methods.rcig.softplus": (None, {"distill"}),
+    "methods.rcig.networks": (7, {"distill"}),
+    "methods.rcig.lifetime": (7, {"distill"}),
+    "methods.rcig.lr_network": (0.7, {"distill"}),
+    "methods.rcig.average": (0.7, {"distill"}),
+    "methods.rcig.recipe.loss": ("l1", {"distill", "merge"}),
+    "methods.rcig.recipe.optimizer": ("adam", {"distill", "merge"}),
+    "methods.rcig.recipe.lr": (0.7, {"distill", "merge"}),
+    "methods.rcig.recipe.weight_decay": (0.7, {"distill", "merge"}),
+    "methods.rcig.recipe.batch": (7, {"distill", "merge"}),
+    "methods.rcig.recipe.schedule": ("cosine", {"distill", "merge"}),
+    "methods.rcig.recipe.warmup": (7, {"distill", "merge"}),
+    "methods.rcig.recipe.floor": (0.7, {"distill", "merge"}),
     "evaluate.networks": (3, {"evaluate"}),
     "evaluate.epochs": (300, {"evaluate"}),
     "evaluate.architectures": (["convnet", "alexnet"], set()),

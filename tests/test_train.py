@@ -148,6 +148,54 @@ def test_cosine_equals_that_of_torch():
         scheduler.step()
 
 
+ADAM = Recipe(
+    passes=9, lr=3e-3, batch=4, loss="half_mse", optimizer="adam", schedule="cosine", warmup=3
+)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(ADAM, floor=0.01, weight_decay=0.0, augment="none"),
+        replace(ADAM, momentum=0.8, weight_decay=0.1, augment="crop_flip"),
+        replace(ADAM, schedule="step", drop=4),
+        replace(ADAM, schedule="step", drop=4, drop_momentum=True),
+    ],
+    ids=["warm-up and cosine", "beta and decay", "step", "forgotten"],
+)
+def test_adam_equals_that_of_torch(cpu, recipe):
+    given, net = examples("half_mse", torch.float64), module().double()
+    optimizer = None
+    for index in range(recipe.passes):
+        if optimizer is None or (recipe.drop_momentum and index == recipe.drop):
+            betas, decay = (recipe.momentum, 0.999), recipe.weight_decay
+            optimizer = torch.optim.Adam(net.parameters(), betas=betas, weight_decay=decay)
+        optimizer.param_groups[0]["lr"] = recipe.rate(index)
+        random = rng.generator("adam", index)
+        for chosen in torch.randperm(COUNT, generator=random).split(recipe.batch):
+            drawn = augment.draw(recipe.augment, len(chosen), random)
+            predicted = net(augment.augment(given.images[chosen], drawn))
+            optimizer.zero_grad()
+            PLAIN_LOSSES["half_mse"](predicted, given.targets[chosen]).backward()
+            optimizer.step()
+    one = trainer(cpu, recipe, module(seed=1).double(), given)
+    start = nn.utils.parameters_to_vector(module().parameters()).detach().double()
+    for _ in range(2):  # the second network finds no trace of the first
+        one.fit(start, "adam")
+        expected = nn.utils.parameters_to_vector(net.parameters()).detach()
+        # biases before an instance norm have gradients of rounding alone, which Adam magnifies
+        torch.testing.assert_close(one.net.snapshot(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_warm_up_rises_to_the_rate_and_the_cosine_falls_to_the_floor():
+    rates = [replace(ADAM, passes=8, lr=1.0, warmup=2, floor=0.1).rate(i) for i in range(9)]
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert rates[5] == pytest.approx(0.55) and rates[8] == pytest.approx(0.1)  # half-way, the end
+    assert sorted(rates[2:], reverse=True) == rates[2:]
+    short = [replace(ADAM, passes=4, lr=1.0, warmup=500).rate(i) for i in range(4)]
+    assert short == pytest.approx([0.5, 1.0, 1.0, 0.5])  # never more than half of the passes
+
+
 def test_recipe_of_a_config_section(recipe_settings):
     recipe = Recipe.of(recipe_settings)
     assert (recipe.passes, recipe.drop, recipe.lr, recipe.batch) == (7, 4, 0.05, 16)
@@ -164,6 +212,8 @@ def test_hard_labels_change_the_loss_alone():
     [
         ({"loss": "l2"}, "loss: there is no loss 'l2'; known: ce, soft_ce, l1, half_mse"),
         ({"schedule": "linear"}, "schedule: 'linear' is neither step nor cosine"),
+        ({"optimizer": "lamb"}, "optimizer: 'lamb' is neither sgd nor adam"),
+        ({"optimizer": "adam", "nesterov": True}, "nesterov: true goes with optimizer sgd: set it"),
         ({"augment": "blur"}, "augment: there is no group 'blur'"),
     ],
 )

@@ -32,7 +32,7 @@ ALGORITHM = {
     "collect": 1,
 }
 POOLS = ("teachers", "experts", "flat_experts")
-NOT_OPTIONS = {"rounds", "recipe", "labels", "label_epoch"}  # keys of a method for other stages
+NOT_OPTIONS = {"rounds", "recipe", "network", "labels", "label_epoch"}  # keys of a method for Plan
 DEVICES = Path("/dev")
 Settings = dict[str, Any]
 
@@ -184,12 +184,13 @@ class Plan:
         """Settings of a shard; neither its number nor how many there are matter."""
         own = self.config["methods"].get(method, {})
         options = {k: v for k, v in own.items() if k not in NOT_OPTIONS}
+        network = own.get("network") or self.config["teachers"]["network"]
         settings: Settings = {"method": method, "options": options, "ipc": self.shard_ipc}
         if entry(method).iterative:
             rounds = own.get("rounds") or self.config["distill"]["rounds"]
             settings |= {"rounds": rounds, "recipe": self._recipe(method), **self._precision}
             if entry(method).needs is None:
-                settings |= self._network(self.config["teachers"]["network"])
+                settings |= self._network(network)
         return self._text("distill", settings)
 
     def merge(self, method: str) -> str:

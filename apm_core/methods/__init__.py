@@ -36,6 +36,8 @@ METHODS = {
     "tesla": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
     "ftd": Entry("apm_core.methods.ftd", "FTD", needs="flat_experts", labels="own"),
     "datm": Entry("apm_core.methods.datm", "DATM", needs="flat_experts", labels="own"),
+    "frepo": Entry("apm_core.methods.frepo", "FRePo", needs=None, labels="own"),
+    "rcig": Entry("apm_core.methods.rcig", "RCIG", needs=None, labels="own"),
     "random": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
     ),

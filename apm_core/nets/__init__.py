@@ -11,6 +11,7 @@ from apm_core.nets.alexnet import AlexNet
 from apm_core.nets.base import Shape as Shape
 from apm_core.nets.convnet import WIDTH, ConvNet
 from apm_core.nets.flat import FlatNet as FlatNet
+from apm_core.nets.frepo_conv import FRePoConv
 from apm_core.nets.resnet import ResNet18
 from apm_core.nets.vgg import VGG11
 from apm_core.nets.vit import ViT
@@ -21,6 +22,7 @@ _REGISTRY = {
     "vgg11": VGG11,
     "resnet18": ResNet18,
     "vit": ViT,
+    "frepo_conv": FRePoConv,
 }
 ARCHITECTURES = tuple(_REGISTRY)
 
