@@ -44,7 +44,7 @@ def merge(
     images = torch.cat([torch.from_numpy(shard.arrays["images"]) for shard in shards])
     classes = torch.cat([torch.from_numpy(shard.arrays["classes"]) for shard in shards])
     labels = methods.entry(settings["method"]).labels
-    if labels == "own":
+    if "targets" in shards[0].arrays:
         targets = torch.cat([torch.from_numpy(shard.arrays["targets"]) for shard in shards])
     elif labels == "classes":
         targets = classes

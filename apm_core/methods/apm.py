@@ -29,6 +29,7 @@ from apm_core.device import Compute
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Method, Shard, State, require_batch
 from apm_core.methods.correct import correct_shard
+from apm_core.methods.polish import polished
 from apm_core.nets.flat import FlatNet
 from apm_core.train import Examples, Recipe, Trainer, forward_flops, logits
 
@@ -55,6 +56,8 @@ class APM(Method):
         logarithm, keep_batch, augment_images: see above.
         start: images drawn at random ("real"), or such that teachers, as they were after the last
             of `teacher_epochs`, classify correctly ("correct").
+        learn_labels, learn_rate: fit the labels, and find the learning rate, when the images are
+            done (`polish.py`); else labels and rate are those of all methods.
         teacher_epochs: the first and the last epoch after which a teacher is taken from its
             training; None: teachers are fully trained.
         expanding: begin with the first of these epochs alone and reach the last at half of the
@@ -84,6 +87,8 @@ class APM(Method):
         expanding: bool = False,
         ema: float = 0.0,
         start: str = "real",
+        learn_labels: bool = False,
+        learn_rate: bool = False,
     ) -> None:
         super().__init__(name=name)
         if start not in STARTS:
@@ -100,7 +105,7 @@ class APM(Method):
         self.logarithm, self.keep_batch = logarithm, keep_batch
         self.strategy = recipe.augment if augment_images else "none"
         self.epochs, self.expanding, self.ema = teacher_epochs, expanding, ema
-        self.start = start
+        self.start, self.learn_labels, self.learn_rate = start, learn_labels, learn_rate
 
     def init(self, job: Job) -> State:
         """Real images at rest; the student and the batch of the period are drawn in round 0."""
@@ -187,8 +192,14 @@ class APM(Method):
         return {**figures, "lr_images": rate}
 
     def finish(self, state: State) -> Shard:
-        """The images, or their average."""
-        return super().finish({**state, "images": state.get("average", state["images"])})
+        """The images, or their average, with what is learned about them."""
+        shard = super().finish({**state, "images": state.get("average", state["images"])})
+        if not (self.learn_labels or self.learn_rate):
+            return shard
+        epoch = self.epochs[-1] if self.epochs else None
+        return polished(
+            shard, self.job, self.recipe, epoch, labels=self.learn_labels, rate=self.learn_rate
+        )
 
     def _draw_batch(self, count: int, *stream: rng.Path) -> Tensor:
         if self.batch is None:

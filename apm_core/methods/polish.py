@@ -1,54 +1,87 @@
 """What can still be learned when the images are there: their labels, and the rate to train with.
 
-Neither looks at anything but the training split.
+Both look at real images of the training split through a few networks trained on the distilled ones.
+Labels are learned as in kernel methods (Nguyen et al., "Dataset Meta-Learning from Kernel
+Ridge-Regression", ICLR 2021): a network's features with a ridge-regression head predict real images
+as a linear function of the labels, so the best labels are the solution of one linear system.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from apm_core import ridge, rng
-from apm_core.device import Compute
 from apm_core.errors import DivergenceError
+from apm_core.methods.base import Job, Shard
 from apm_core.nets.flat import FlatNet
-from apm_core.train import Examples, Images, Trainer, accuracy
+from apm_core.train import Examples, Images, Recipe, Trainer, accuracy
 
+REAL = 4000  # images of the training split that are looked at
+STUDENTS = 4  # networks whose features count
+RIDGE = 1e-3  # of their heads, relative to the kernel
+PULL = 0.3  # towards the teachers' labels, relative to the curvature of the fit
+RATES = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the recipe's
 BATCH = 1000
 
 
-def learned_labels(
-    net: FlatNet,
-    students: Sequence[Tensor],
-    images: Tensor,
-    labels: Tensor,
-    real: Images,
-    logits: Tensor,
-    *,
-    strength: float,
-    pull: float,
-    key: str,
-) -> Tensor:
-    """The labels (N, C) of `images` (N, ...) with which linear heads on the students' features come
-    closest to `logits` (n, C) on `real` images (n, ...).
+def polished(
+    shard: Shard, job: Job, recipe: Recipe, epoch: int | None, *, labels: bool, rate: bool
+) -> Shard:
+    """The shard with learned labels, a learned rate, or both.
 
-    For each student, with parameters (P,), ridge regression of `strength` (relative to the kernel)
-    on its features H gives predictions A Y, linear in the labels Y. The result minimises
-    |A Y - logits|^2 / n, mean over students, + pull |Y - labels|^2, with `pull` relative to the
-    mean curvature of the first term. One linear system; cost and memory grow with N^2.
-    Raises ConfigError, naming the setting `key`, when the kernel is singular.
+    The labels start from the mean logits of the teachers as after `epoch`. Time: `STUDENTS`
+    trainings for the labels and one for each of `RATES`; the square of the shard's images is held.
     """
-    eye = torch.eye(len(images), dtype=torch.float64, device=images.device)
-    curvature, slope = torch.zeros_like(eye), torch.zeros_like(labels, dtype=torch.float64)
+    pool, compute, stream = job.teachers, job.compute, (*job.stream, "polish")
+    train = job.data.examples("train", compute)
+    order = torch.randperm(len(train.targets), generator=rng.generator(*stream, "real"))
+    seen = order[:REAL].to(compute.device)
+    real = Examples(train.images[seen], train.targets[seen])
+    images = shard.images.to(compute.device)
+    examples = Examples(images, pool.logits(None, images, compute, epoch=epoch))
+    net = pool.spec.memory(compute.device)
+    trainer = Trainer(
+        net, recipe, compute, examples, networks=STUDENTS * labels + len(RATES) * rate
+    )
+    if labels:
+        students = []
+        for number in range(STUDENTS):
+            trainer.fit(pool.spec.fresh(*stream, number), *stream, number)
+            students.append(net.snapshot())
+        logits = pool.logits(None, real.images, compute, epoch=epoch)
+        examples.targets.copy_(learned_labels(net, students, examples, real.images, logits))
+        shard = replace(shard, targets=examples.targets.cpu())
+    if rate:
+        scores = _accuracies(trainer, [factor * recipe.lr for factor in RATES], real, job)
+        shown = ", ".join(f"{lr:g}: {score:.1f} %" for lr, score in scores.items())
+        compute.report(f"learning rates by accuracy on training images: {shown}")
+        shard = replace(shard, rate=max(scores, key=scores.__getitem__))
+    return shard
+
+
+def learned_labels(
+    net: FlatNet, students: Sequence[Tensor], examples: Examples, real: Images, logits: Tensor
+) -> Tensor:
+    """The labels (N, C) of the N examples with which heads on the students' features come closest
+    to `logits` (n, C) on the `real` images.
+
+    For each student, with parameters (P,), ridge regression on its features gives predictions A Y,
+    linear in the labels Y. The result minimises |A Y - logits|^2 / n, mean over students, plus PULL
+    times |Y - labels|^2 in units of the mean curvature of the first term.
+    """
+    labels, count = examples.targets.double(), len(examples.targets)
+    eye = torch.eye(count, dtype=torch.float64, device=labels.device)
+    curvature, slope = torch.zeros_like(eye), torch.zeros_like(labels)
     for student in students:
         net.load(student)
-        by_labels = ridge.head(_features(net, images), eye, strength, key)  # (D, N)
-        predictions = _features(net, real) @ by_labels  # A, (n, N)
-        curvature += predictions.T @ predictions / len(real)
-        slope += predictions.T @ logits.double() / len(real)
-    hold = pull * curvature.trace() / len(images)
-    found = torch.linalg.solve(curvature + hold * eye, slope + hold * labels.double())
-    return found.to(labels.dtype)
+        heads = ridge.head(_features(net, examples.images), eye, RIDGE, "recipe.epochs")
+        predictions = _features(net, real) @ heads  # A, (n, N)
+        curvature += predictions.T @ predictions
+        slope += predictions.T @ logits.double()
+    hold = PULL * curvature.trace() / count
+    return torch.linalg.solve(curvature + hold * eye, slope + hold * labels).to(examples.targets)
 
 
 @torch.no_grad()
@@ -59,29 +92,21 @@ def _features(net: FlatNet, images: Images) -> Tensor:
     return torch.cat([found, found.new_ones(len(found), 1)], dim=1)
 
 
-def learned_rate(
-    trainer: Trainer,
-    start: Tensor,
-    rates: Sequence[float],
-    real: Examples,
-    compute: Compute,
-    *stream: rng.Path,
-) -> float:
-    """The rate, of `rates`, with which a network trained from `start` (P,) does best on the real
-    images of the training split; one with which training diverges is left out.
-
-    Raises DivergenceError when training diverges with all of them.
+def _accuracies(
+    trainer: Trainer, rates: Sequence[float], real: Examples, job: Job
+) -> dict[float, float]:
+    """By rate, the accuracy on real images of a network trained with it; without those that
+    diverged. Raises DivergenceError when all did.
     """
-    scores = {}
+    stream, scores, failure = (*job.stream, "rate"), {}, None
+    start = job.spec.fresh(*stream, "network")
     for rate in rates:
         try:
             trainer.fit(start, *stream, lr=rate)
         except DivergenceError as error:
-            last = error
-            continue
-        scores[rate] = accuracy(trainer.net, real, compute)
-    if not scores:
-        raise last
-    shown = ", ".join(f"{rate:g}: {score:.1f} %" for rate, score in scores.items())
-    compute.report(f"learning rates by accuracy on real images: {shown}")
-    return max(scores, key=scores.__getitem__)
+            failure = error
+        else:
+            scores[rate] = accuracy(trainer.net, real, job.compute)
+    if failure and not scores:
+        raise failure
+    return scores
