@@ -106,10 +106,12 @@ def test_the_default_config_is_valid():
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_valid_and_named_as_their_result(path):
-    config = merged(CONFIG, yaml.safe_load(path.read_text()))
+    config, base = CONFIG, path.with_stem(path.stem.rsplit("_ipc", 1)[0])
+    for file in [base, path] if base in PRESETS and base != path else [path]:
+        config = merged(config, yaml.safe_load(file.read_text()))
     check_schema(config, SCHEMA)
     plan = Plan(edited({"distill.methods": list(methods.METHODS)}, config))
-    classes = CLASSES[config["dataset"]["name"]]
+    classes = CLASSES[config["dataset"]["source"] or config["dataset"]["name"]]
     for method in plan.methods:
         settings = json.loads(plan.distill(method))
         methods.build(method, settings)
