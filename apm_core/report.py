@@ -12,13 +12,16 @@ from rich.table import Table
 from apm_core import store
 from apm_core.distilled import DistilledSet
 
+SIDE_BY_SIDE = 4  # methods
 GALLERY_IPC = 10  # images of a class shown at most
 GALLERY_CLASSES = 20
 ZOOM_SIDE = 48  # pixels per image, at least
 
 
 def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells: one column per method and one for the full data, one row per measure."""
+    """Header and cells: one column per method and one for the full data, one row per measure; for
+    more than `SIDE_BY_SIDE` methods the other way round.
+    """
     methods = results["methods"]
     body = []
     for key, label in PROTOCOLS.items():
@@ -30,7 +33,10 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [show(method) for method in methods.values()]
         if any(cells):
             body.append([name, *cells, ""])
-    return ["", *methods, "full data"], body
+    lines = [["", *methods, "full data"], *body]
+    if len(methods) > SIDE_BY_SIDE:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    return lines[0], lines[1:]
 
 
 def _score(score: Mapping[str, Any] | None) -> str:
@@ -59,6 +65,7 @@ MEASURES = {
     "label-robust score": lambda method: _number(method["lrs"], 3),
     "augmentation-robust score": lambda method: _number(method["ars"], 3),
     "distillation, s": lambda method: _number(method["cost"]["distill_seconds"], 0),
+    "peak memory, MB": lambda method: _number(method["cost"]["peak_memory_bytes"] / 1e6, 0),
     "images and labels, kB": lambda method: _number(
         (method["image_bytes"] + method["label_bytes"]) / 1000, 0
     ),

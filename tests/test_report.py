@@ -28,7 +28,7 @@ def method(**changed) -> dict:
         "lrs": None,
         "ars": None,
         "nas": None,
-        "cost": {"distill_seconds": 12.6},
+        "cost": {"distill_seconds": 12.6, "peak_memory_bytes": 2_345_678_901},
         **changed,
     }
 
@@ -64,6 +64,7 @@ ROWS = [
     ["label-robust score", "0.260", "", ""],
     ["augmentation-robust score", "0.276", "", ""],
     ["distillation, s", "13", "13", ""],
+    ["peak memory, MB", "2346", "2346", ""],
     ["images and labels, kB", "2", "2", ""],
 ]
 
@@ -71,6 +72,15 @@ ROWS = [
 def test_rows_hold_one_measure_each_and_none_is_empty(results):
     header, body = report.rows(results)
     assert [header, *body] == ROWS
+
+
+def test_many_methods_are_rows(results):
+    results["methods"] |= {name: method() for name in ("b", "c", "d")}
+    header, body = report.rows(results)
+    assert header == [row[0] for row in ROWS]
+    assert body[0] == [row[1] for row in ROWS]
+    assert body[-1] == ["full data", "82.0 ± 2.0", *[""] * 9]
+    assert [line[0] for line in body[1:-1]] == ["<random> & co", "b", "c", "d"]
 
 
 def test_a_correlation_without_interval_is_shown_alone(results):
