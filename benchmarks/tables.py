@@ -64,6 +64,20 @@ def precisions(reports: Sequence[dict[str, Any]]) -> str:
     return rows(["accuracy, %", "bf16", "float32", "n"], lines)
 
 
+def ablation(report: dict[str, Any]) -> str:
+    """Held-out accuracy of each variant of APM by IPC: mean and deviation over sets."""
+    found = {(row["variant"], row["ipc"]): row["sets"] for row in report["rows"]}
+    sizes = sorted({ipc for _, ipc in found})
+
+    def cell(variant: str, ipc: int) -> str:
+        score = found.get((variant, ipc))
+        return f"{score['mean']:.1f} ± {score['std']:.1f}" if score else ""
+
+    names = dict.fromkeys(variant for variant, _ in found)
+    lines = [[name, *(cell(name, ipc) for ipc in sizes)] for name in names]
+    return rows(["held-out accuracy, %", *(f"IPC {ipc}" for ipc in sizes)], lines)
+
+
 def all_tables() -> list[str]:
     """Every table of the section on speed and memory."""
 
@@ -76,6 +90,7 @@ def all_tables() -> list[str]:
         updates(read("round_cpu")),
         peaks(read("memory_cpu")),
         precisions(compared),
+        ablation(read("ablation_cpu")),
     ]
 
 
