@@ -11,69 +11,36 @@ sets here, with networks from scratch, while the published code goes on with the
 just trained on the images themselves, for as long again, which reads higher.
 """
 
-from apm_core.methods.base import Job, Method, Shard, State, are_finite
+from typing import Any
+
+from apm_core.methods.base import Job, Shard, State, are_finite
 from apm_core.methods.mtt import MTT
-from apm_core.train import Recipe
 
 
-class FTD(Method):
+class FTD(MTT):
     """The method of one shard.
 
     Args:
-        name, recipe, lr_images, momentum_images, rate, lr_rate, steps, expert_epochs, start_below,
-            batch, exact: as in `MTT`.
         ema: d, the share of the average that a round keeps.
+        matching: the arguments of `MTT`, with class labels.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        recipe: Recipe,
-        lr_images: float,
-        momentum_images: float,
-        rate: float,
-        lr_rate: float,
-        steps: int,
-        expert_epochs: int,
-        start_below: int,
-        batch: int | None,
-        exact: bool,
-        ema: float,
-    ) -> None:
-        super().__init__(name=name)
+    def __init__(self, *, ema: float, **matching: Any) -> None:  # noqa: ANN401 - MTT checks them
+        super().__init__(soft_labels=False, **matching)
         self.ema = ema
-        self.matching = MTT(
-            name=name,
-            recipe=recipe,
-            lr_images=lr_images,
-            momentum_images=momentum_images,
-            rate=rate,
-            lr_rate=lr_rate,
-            steps=steps,
-            expert_epochs=expert_epochs,
-            start_below=start_below,
-            batch=batch,
-            exact=exact,
-            soft_labels=False,
-        )
 
     def init(self, job: Job) -> State:
         """Real images at rest, which are their own average."""
-        state = self.matching.init(job)
+        state = super().init(job)
         return {**state, "average": state["images"]}
-
-    def attach(self, job: Job) -> None:
-        """Hold the experts."""
-        self.matching.attach(job)
 
     def step(self, state: State, index: int) -> dict[str, float]:
         """Match a piece of one expert's trajectory, then average."""
-        figures = self.matching.step(state, index)
+        figures = super().step(state, index)
         if are_finite(figures):
             state["average"] = self.ema * state["average"] + (1 - self.ema) * state["images"]
         return figures
 
     def finish(self, state: State) -> Shard:
         """The averaged images with their classes and the learned rate."""
-        return self.matching.finish({**state, "images": state["average"]})
+        return super().finish({**state, "images": state["average"]})
