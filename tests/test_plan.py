@@ -144,7 +144,8 @@ def test_the_schema_knows_the_methods_and_architectures():
     from apm_core.nets import ARCHITECTURES
 
     assert set(SCHEMA_LEAVES["distill.methods"]["items"]["enum"]) == set(methods.METHODS)
-    assert set(CONFIG["methods"]) == set(methods.METHODS)
+    own = {name for name, known in methods.METHODS.items() if known.control_of is None}
+    assert set(CONFIG["methods"]) == own
     for key in ("architectures", "hard_labels", "plain", "ceiling.architectures"):
         assert SCHEMA_LEAVES[f"evaluate.{key}"]["items"]["enum"] == list(ARCHITECTURES)
     assert SCHEMA_LEAVES["evaluate.overrides"]["propertyNames"]["enum"] == list(ARCHITECTURES)
@@ -346,11 +347,8 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.apm_plus.learn_rate": (True, {"distill"}),
     "methods.apm_plus.recipe.lr": (0.7, {"distill", "merge"}),
     "methods.apm_plus.recipe.epochs": (7, {"distill", "merge"}),
-    "methods.random_plus.recipe.lr": (0.7, {"merge"}),
     "methods.apm_plus.labels": ("teacher", {"merge"}),
     "methods.apm_plus.label_epoch": (7, {"merge"}),
-    "methods.random_plus.labels": ("teacher", {"merge"}),
-    "methods.random_plus.label_epoch": (7, {"merge"}),
     "methods.dm.rounds": (7, {"distill"}),
     "methods.dm.lr_images": (0.7, {"distill"}),
     "methods.dm.momentum_images": (0.1, {"distill"}),
@@ -572,6 +570,16 @@ def test_the_file_of_a_table_is_an_input_and_its_column_a_setting():
     base = edited({**TABLE, "nas.reference.source": "table"})
     assert changed({"nas.reference.table": "other.csv"}, base) == set()
     assert changed({"nas.reference.column": "other"}, base) == {("nas",)}
+
+
+def test_a_control_has_the_settings_of_its_method_but_no_rounds():
+    changes = {"methods.apm_plus.learn_rate": True, "methods.apm_plus.recipe.lr": 0.7}
+    plan = Plan(edited({**changes, "methods.apm_plus.label_epoch": 3}))
+    with_rounds, without = (json.loads(plan.distill(m)) for m in ("apm_plus", "random_plus"))
+    assert with_rounds.pop("rounds") == 2500
+    assert {**with_rounds, "method": "random_plus"} == without
+    merged_sets = [json.loads(plan.merge(m)) for m in ("apm_plus", "random_plus")]
+    assert {**merged_sets[0], "method": "random_plus"} == merged_sets[1]
 
 
 def test_random_images_do_not_depend_on_how_others_are_distilled():

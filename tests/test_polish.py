@@ -10,6 +10,7 @@ from apm_core.errors import DivergenceError
 from apm_core.merge import merge
 from apm_core.methods import polish
 from apm_core.methods.base import Job, Shard
+from apm_core.methods.correct import correct_shard
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
@@ -86,14 +87,29 @@ def test_rates_that_diverge_are_left_out(start, monkeypatch):
         polish.polished(shard, job, RECIPE, None, labels=False, rate=True)
 
 
+def settings_of(method: str, recipe: dict) -> dict:
+    options = {"lr_images": 1.0, "momentum_images": 0.5, "checkpoints": 2, "period": 2}
+    options |= {"batch": None, "ce": 0.1, "logarithm": True, "keep_batch": True}
+    options |= {"augment_images": False, "start": "correct"}
+    options |= {"learn_labels": True, "learn_rate": True}
+    settings = {"method": method, "options": options, "ipc": 2, "seed": 0}
+    return settings | {"recipe": recipe, "precision": "float32"}
+
+
+def test_the_control_has_the_images_before_the_first_round_and_what_is_learned_about_them(
+    digits, teachers, recipe_settings, cpu, tmp_path
+):
+    settings = settings_of("random_plus", recipe_settings)
+    found = distill_shard(tmp_path / "a", settings, 1, digits, teachers, Run(cpu))
+    given = correct_shard(digits, teachers.net, teachers.vectors, cpu, 2, 1)
+    np.testing.assert_array_equal(found.arrays["images"], given[0])
+    assert found.arrays["targets"].shape == (20, 10) and found.info["rate"] > 0
+
+
 def test_learned_labels_and_rate_are_part_of_the_set(
     digits, teachers, recipe_settings, cpu, tmp_path
 ):
-    options = {"lr_images": 1.0, "momentum_images": 0.5, "checkpoints": 2, "period": 2}
-    options |= {"batch": None, "ce": 0.1, "logarithm": True, "keep_batch": True}
-    options |= {"augment_images": False, "learn_labels": True, "learn_rate": True}
-    settings = {"method": "apm_plus", "options": options, "ipc": 2, "rounds": 1, "seed": 0}
-    settings |= {"recipe": recipe_settings, "precision": "float32"}
+    settings = {**settings_of("apm_plus", recipe_settings), "rounds": 1}
     shard = distill_shard(tmp_path / "a", settings, 0, digits, teachers, Run(cpu))
     recipe = {"method": "apm_plus", "recipe": recipe_settings, "seed": 0}
     merge(

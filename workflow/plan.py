@@ -182,14 +182,15 @@ class Plan:
 
     def distill(self, method: str) -> str:
         """Settings of a shard; neither its number nor how many there are matter."""
-        own = self.config["methods"].get(method, {})
+        own, known = self._own(method), entry(method)
         options = {k: v for k, v in own.items() if k not in NOT_OPTIONS}
-        network = own.get("network") or self.config["teachers"]["network"]
         settings: Settings = {"method": method, "options": options, "ipc": self.shard_ipc}
-        if entry(method).iterative:
-            rounds = own.get("rounds") or self.config["distill"]["rounds"]
-            settings |= {"rounds": rounds, "recipe": self._recipe(method), **self._precision}
-            if entry(method).needs is None:
+        if known.iterative:
+            settings["rounds"] = own.get("rounds") or self.config["distill"]["rounds"]
+        if known.iterative or known.control_of:
+            settings |= {"recipe": self._recipe(method), **self._precision}
+            if known.needs is None:
+                network = own.get("network") or self.config["teachers"]["network"]
                 settings |= self._network(network)
         return self._text("distill", settings)
 
@@ -197,13 +198,16 @@ class Plan:
         """Settings of the distilled set: its labels, and the recipe it is published with."""
         settings: Settings = {"method": method, "recipe": self._recipe(method)}
         if entry(method).labels == "pool":
-            own, common = self.config["methods"].get(method, {}), self.config["distill"]
+            own, common = self._own(method), self.config["distill"]
             for key in ("labels", "label_epoch"):
                 settings[key] = common[key] if own.get(key) is None else own[key]
         return self._text("merge", settings)
 
+    def _own(self, method: str) -> Settings:
+        return self.config["methods"].get(entry(method).control_of or method, {})
+
     def _recipe(self, method: str) -> Settings:
-        own = self.config["methods"].get(method, {}).get("recipe", {})
+        own = self._own(method).get("recipe", {})
         return {**self.config["recipe"], **{k: v for k, v in own.items() if v is not None}}
 
     def evaluate(self, network: str, protocol: str) -> str:

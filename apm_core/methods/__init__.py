@@ -24,6 +24,7 @@ class Entry:
     # "pool": teachers label the merged set; "classes": class indices; "own": the shard brings them
     labels: Literal["pool", "classes", "own"]
     iterative: bool = True  # uses the number of rounds
+    control_of: str | None = None  # the method whose settings it has, but no rounds
 
 
 METHODS = {
@@ -42,7 +43,12 @@ METHODS = {
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
     ),
     "random_plus": Entry(
-        "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
+        "apm_core.methods.apm",
+        "APM",
+        needs="teachers",
+        labels="pool",
+        iterative=False,
+        control_of="apm_plus",
     ),
     "random_hard": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="classes", iterative=False
@@ -65,7 +71,7 @@ def build(name: str, settings: dict[str, Any]) -> "Method":
     """
     found = entry(name)
     method = getattr(import_module(found.module), found.name)
-    if not found.iterative:
+    if "recipe" not in settings:
         return method(name=name, **settings["options"])
     from apm_core.train import Recipe
 
