@@ -12,7 +12,7 @@ benchmarks/results/ablation_cpu.json.
 import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,16 +21,15 @@ from typing import Any
 import torch
 import yaml
 
-from apm_core import methods, store
+from apm_core import distilled, store
 from apm_core.device import choose
-from apm_core.distill import distill
-from apm_core.evaluate import train_and_test
-from apm_core.merge import pool_labels
-from apm_core.methods.base import Job
+from apm_core.distill import distill_shard
+from apm_core.evaluate import evaluate
+from apm_core.merge import merge
 from apm_core.run import Run
 from apm_core.scores import summarize
-from apm_core.train import Examples, Recipe
-from benchmarks.measure import RESULTS, ROOT, machine, show, write
+from benchmarks import tables
+from benchmarks.measure import RESULTS, ROOT, machine, write
 from benchmarks.pipeline import Config, Plan, config_of, data_of, overlaid, pool_of
 
 VARIANTS = ROOT / "benchmarks/ablation.yaml"
@@ -52,27 +51,15 @@ class Task:
         plan, compute = Plan(self.config), choose("auto", "auto", "auto", print)
         data = data_of(self.config, self.folder)
         pool = pool_of(self.config, self.folder, "teachers", data, compute)
-        run = Run(compute)
-        settings = json.loads(plan.distill(self.method))
-        rounds, seed = settings.get("rounds", 0), self.config["seed"]
-        job = Job(data, pool, compute, self.config["ipc"], self.shard, rounds, seed)
-        entry, method = methods.entry(self.method), methods.build(self.method, settings)
-        shard = distill(method, job, rounds=rounds + 1 if entry.iterative else 0)
-        seconds = run.seconds()
-        merging = json.loads(plan.merge(self.method))
-        recipe, targets = Recipe.of(merging["recipe"]), shard.targets
-        if targets is None and entry.labels == "classes":
-            targets = shard.classes
-        elif targets is None:
-            targets = pool_labels(pool, shard.images, merging, compute)
-        if shard.rate is not None:
-            recipe = replace(recipe, lr=shard.rate)
-        evaluation = json.loads(plan.evaluate("convnet", "own"))
-        examples = Examples(shard.images.to(compute.device), targets.to(compute.device))
-        recipe = recipe.with_epochs(evaluation["epochs"])
-        scores = train_and_test(examples, data, recipe, evaluation, run, seed, "ablation")
-        found = {"accuracies": scores["runs"], "seconds": seconds, "rounds": rounds}
         self.done.parent.mkdir(parents=True, exist_ok=True)
+        paths = [self.done.with_suffix(f".{kind}.zarr.zip") for kind in ("shard", "set")]
+        settings = json.loads(plan.distill(self.method))
+        shard = distill_shard(paths[0], settings, self.shard, data, pool, Run(compute))
+        merge(paths[1], json.loads(plan.merge(self.method)), paths[:1], data, pool, compute)
+        evaluation = json.loads(plan.evaluate("convnet", "own"))
+        scores = evaluate(distilled.load(paths[1]), data, evaluation, Run(compute))
+        seconds, rounds = shard.info["seconds"], settings.get("rounds", 0)
+        found = {"accuracies": scores["runs"], "seconds": seconds, "rounds": rounds}
         store.write_json(self.done, found)
         return found
 
@@ -107,10 +94,12 @@ def main() -> None:
             mean = summarize(found["accuracies"])["mean"]
             name = f"{task.done.parent.name} {task.done.stem}"
             print(f"{name}: {mean:.2f} %, {found['seconds']:.0f} s", flush=True)
-    write(RESULTS / "ablation_cpu.json", {**machine(), "rows": table(plan, folder)})
+    report = {**machine(), "rows": found_rows(plan, folder)}
+    print(tables.ablation(report))
+    write(RESULTS / "ablation_cpu.json", report)
 
 
-def table(plan: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def found_rows(plan: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """For each IPC and variant, what was measured on all its sets."""
     rows = []
     for ipc in plan["ipc"]:
@@ -129,7 +118,6 @@ def table(plan: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
                         "rounds": sets[0]["rounds"],
                     }
                 )
-    show("held-out accuracy", [{**row, "sets": f"{row['sets']['mean']:.2f}"} for row in rows])
     return rows
 
 

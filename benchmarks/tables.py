@@ -90,7 +90,6 @@ def all_tables() -> list[str]:
         updates(read("round_cpu")),
         peaks(read("memory_cpu")),
         precisions(compared),
-        ablation(read("ablation_cpu")),
     ]
 
 

@@ -1,9 +1,14 @@
 """The benchmarks' own arithmetic, and that the README shows what they wrote."""
 
-import pytest
+import json
 
+import pytest
+import yaml
+from plan import Plan, check_schema
+
+from apm_core import methods
 from apm_core.device import Compute
-from benchmarks import measure, overhead, precision, tables
+from benchmarks import ablation, measure, overhead, pipeline, precision, tables
 from benchmarks.workload import CIFAR10, apm, job, spec_of
 
 
@@ -86,3 +91,38 @@ def test_the_default_path_is_the_last_of_the_variants(cpu):
     both = variants(Compute(cpu.device, "bf16"))
     assert list(both) == ["float32", "float32, compiled", "bf16", "bf16, compiled"]
     assert both["bf16, compiled"].compile == "on"
+
+
+def variants() -> list[tuple[str, int]]:
+    plan = yaml.safe_load(ablation.VARIANTS.read_text())
+    return [
+        (name, ipc) for name, v in plan["variants"].items() for ipc in v.get("ipc", plan["ipc"])
+    ]
+
+
+@pytest.mark.parametrize(("name", "ipc"), variants())
+def test_every_variant_of_the_ablation_can_be_distilled(name, ipc):
+    plan = yaml.safe_load(ablation.VARIANTS.read_text())
+    variant = plan["variants"][name]
+    changes = [plan["base"], {"ipc": ipc}, plan["ipc"][ipc], variant.get("config", {})]
+    config = pipeline.overlaid(pipeline.config_of([]), *changes)
+    check_schema(
+        config, yaml.safe_load((ablation.ROOT / "workflow/schemas/config.schema.yaml").read_text())
+    )
+    methods.build(variant["method"], json.loads(Plan(config).distill(variant["method"])))
+
+
+def test_the_table_of_the_ablation_has_a_column_for_each_ipc():
+    rows = [("base", 1, 27.96), ("base", 10, 50.0), ("other", 10, 49.0)]
+    report = {
+        "rows": [
+            {"variant": name, "ipc": ipc, "sets": {"mean": mean, "std": 0.5}}
+            for name, ipc, mean in rows
+        ]
+    }
+    assert tables.ablation(report).splitlines() == [
+        "| held-out accuracy, % | IPC 1 | IPC 10 |",
+        "| --- | ---: | ---: |",
+        "| base | 28.0 ± 0.5 | 50.0 ± 0.5 |",
+        "| other |  | 49.0 ± 0.5 |",
+    ]
