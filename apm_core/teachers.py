@@ -75,7 +75,7 @@ class TeacherPool:
     def require_epochs(self, epochs: Sequence[int], key: str) -> None:
         """Raise ConfigError, naming `key`, unless the pool has snapshots after `epochs`."""
         if any("snapshots" not in artifact.arrays for artifact in self.artifacts):
-            raise ConfigError(f"{key}: needs teachers.snapshots: true")
+            raise ConfigError(f"{key}: its teachers need snapshots: true in their section")
         last = min(len(group[0]) for group in self.trajectories) - 1
         if not 0 <= min(epochs) <= max(epochs) <= last or list(epochs) != sorted(epochs):
             raise ConfigError(

@@ -60,7 +60,7 @@ def data_of(config: Config, folder: Path) -> PreparedData:
 def pool_of(
     config: Config, folder: Path, name: str, data: PreparedData, compute: Compute
 ) -> TeacherPool:
-    """The pool `name` (teachers, experts, flat_experts), made in `folder` where it is missing."""
+    """The pool `name` (one of the plan's POOLS), made in `folder` where it is missing."""
     groups = Plan(config).groups(name)
     paths = [_made(config, folder, f"{name}/{group}") for group in groups]
     return TeacherPool.open(paths, data, compute)

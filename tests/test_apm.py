@@ -280,7 +280,7 @@ def test_epochs_that_the_teachers_do_not_have_are_refused(pool, teachers):
         apm(teacher_epochs=[2, 1]).init(Job(Digits(), teachers, CPU, 1, 0, 6, 5))
     for artifact in teachers.artifacts:
         del artifact.arrays["snapshots"]
-    with pytest.raises(ConfigError, match=r"teacher_epochs: needs teachers\.snapshots: true"):
+    with pytest.raises(ConfigError, match=r"teacher_epochs: its teachers need snapshots: true"):
         apm(teacher_epochs=[1, 2]).init(Job(Digits(), teachers, CPU, 1, 0, 6, 5))
 
 

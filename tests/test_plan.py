@@ -20,6 +20,7 @@ PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 ALL = {
     "prepare",
     "teachers",
+    "aligned_teachers",
     "experts",
     "flat_experts",
     "distill",
@@ -30,7 +31,7 @@ ALL = {
     "nas_reference",
     "nas",
 }
-POOLS = {"teachers", "experts", "flat_experts"}  # one stage
+POOLS = {"teachers", "aligned_teachers", "experts", "flat_experts"}  # one stage
 TRAINED = POOLS | {"distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"}
 
 
@@ -382,6 +383,16 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.random_hard.recipe.loss": ("soft_ce", {"merge"}),
     "methods.random_hard.recipe.lr": (0.7, {"merge"}),
     "methods.random_hard.recipe.drop_momentum": (False, {"merge"}),
+    "aligned_teachers.n": (50, set()),
+    "aligned_teachers.per_job": (5, {"aligned_teachers"}),
+    "aligned_teachers.epochs": (7, {"aligned_teachers"}),
+    "aligned_teachers.lr": (0.7, {"aligned_teachers"}),
+    "aligned_teachers.batch": (7, {"aligned_teachers"}),
+    "aligned_teachers.momentum": (0.7, {"aligned_teachers"}),
+    "aligned_teachers.weight_decay": (0.7, {"aligned_teachers"}),
+    "aligned_teachers.drop_at": (0.5, {"aligned_teachers"}),
+    "aligned_teachers.augment": ("crop", {"aligned_teachers"}),
+    "aligned_teachers.snapshots": (True, {"aligned_teachers"}),
     "experts.n": (50, set()),
     "experts.per_job": (5, {"experts"}),
     "experts.epochs": (7, {"experts"}),
@@ -616,7 +627,7 @@ def test_equal_numbers_in_another_spelling_change_nothing():
 
 def test_another_algorithm_number_changes_its_stage_alone(monkeypatch):
     before = jobs(Plan(CONFIG))
-    for stage in ALL - {"experts", "flat_experts"}:
+    for stage in ALL - POOLS | {"teachers"}:
         with monkeypatch.context() as patch:
             patch.setitem(ALGORITHM, stage, 99)
             after = jobs(Plan(CONFIG))

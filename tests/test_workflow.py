@@ -15,9 +15,13 @@ import torch
 import yaml
 
 from apm_core import load, store
+from apm_core.device import Compute
+from apm_core.prepare import PreparedData
+from apm_core.teachers import TeacherPool
 
 REPO = Path(__file__).parents[1]
 TINY = REPO / "tests" / "tiny.yaml"
+CPU = Compute(torch.device("cpu"), compile="off")
 RESULTS = "results/digits_ipc10.json"
 pytestmark = pytest.mark.workflow
 
@@ -155,6 +159,23 @@ def test_the_report_is_one_file_with_table_and_gallery(finished):
     page = (finished / "report.html").read_text()
     assert "digits_ipc10.png" in page
     assert "digits_ipc10.html" in page
+
+
+def test_apm_plus_and_its_control_have_teachers_of_their_own(finished):
+    settings = {
+        "distill": {"methods": ["apm_plus", "random_plus"]},
+        "aligned_teachers": {"n": 4, "per_job": 2, "epochs": 2, "snapshots": True},
+        "methods": {"apm_plus": {"checkpoints": 2, "teacher_epochs": [1, 2], "label_epoch": 1}},
+    }
+    sets = {name: f"results/digits_ipc10.{name}.zarr.zip" for name in ("apm_plus", "random_plus")}
+    run(finished, "--", *sets.values(), settings=settings)
+    files = sorted((finished / "work/digits/aligned_teachers").glob("*.zarr.zip"))
+    pool = TeacherPool.open(files, PreparedData.open(finished / "work/digits/data.zarr.zip"), CPU)
+    assert len(pool) == 4
+    for path in sets.values():
+        found = load(finished / path)
+        given = pool.logits(None, found.images, CPU, epoch=1)
+        torch.testing.assert_close(found.targets, given, rtol=1e-4, atol=1e-4)
 
 
 def test_methods_that_match_flat_experts_bring_their_own_labels_and_rate(finished):

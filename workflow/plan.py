@@ -31,7 +31,7 @@ ALGORITHM = {
     "nas": 1,
     "collect": 1,
 }
-POOLS = ("teachers", "experts", "flat_experts")
+POOLS = ("teachers", "aligned_teachers", "experts", "flat_experts")
 NOT_OPTIONS = {"rounds", "recipe", "network", "labels", "label_epoch"}  # keys of a method for Plan
 DEVICES = Path("/dev")
 Settings = dict[str, Any]

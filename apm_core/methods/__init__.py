@@ -11,7 +11,7 @@ from apm_core.errors import ConfigError
 if TYPE_CHECKING:
     from apm_core.methods.base import Method
 
-Needs = Literal["teachers", "experts", "flat_experts"]
+Needs = Literal["teachers", "aligned_teachers", "experts", "flat_experts"]  # pools of networks
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,15 @@ class Entry:
     iterative: bool = True  # uses the number of rounds
     control_of: str | None = None  # the method whose settings it has, but no rounds
 
+    @property
+    def labelled_by(self) -> Needs | None:
+        """The pool that labels the merged set."""
+        return (self.needs or "teachers") if self.labels == "pool" else None
+
 
 METHODS = {
     "apm": Entry("apm_core.methods.apm", "APM", needs="teachers", labels="pool"),
-    "apm_plus": Entry("apm_core.methods.apm", "APM", needs="teachers", labels="pool"),
+    "apm_plus": Entry("apm_core.methods.apm", "APM", needs="aligned_teachers", labels="pool"),
     "dm": Entry("apm_core.methods.dm", "DM", needs=None, labels="classes"),
     "dc": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
     "dsa": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
@@ -45,7 +50,7 @@ METHODS = {
     "random_plus": Entry(
         "apm_core.methods.apm",
         "APM",
-        needs="teachers",
+        needs="aligned_teachers",
         labels="pool",
         iterative=False,
         control_of="apm_plus",

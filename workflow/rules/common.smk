@@ -27,7 +27,7 @@ THREADS = config["compute"]["threads"]
 wildcard_constraints:
     dataset=r"[A-Za-z0-9-]+(_[A-Za-z0-9-]+)*",
     ipc=r"[1-9]\d*",
-    pool=r"teachers|experts|flat_experts",
+    pool=r"teachers|aligned_teachers|experts|flat_experts",
     group=r"\d+",
     shard=r"\d+",
     method=r"[a-z_]+",
@@ -52,7 +52,8 @@ def pool_files(pool):
 
 def pool_for_distillation(wildcards):
     """The networks that a method distils from."""
-    return pool_files(entry(wildcards.method).needs) if entry(wildcards.method).needs else []
+    pool = entry(wildcards.method).needs
+    return pool_files(pool) if pool else []
 
 
 def distill_mem_mb(wildcards, input):
@@ -62,7 +63,8 @@ def distill_mem_mb(wildcards, input):
 
 def pool_for_labels(wildcards):
     """The teachers, for a method whose set they label."""
-    return pool_files("teachers") if entry(wildcards.method).labels == "pool" else []
+    pool = entry(wildcards.method).labelled_by
+    return pool_files(pool) if pool else []
 
 
 def shard_files(wildcards):
