@@ -1,4 +1,4 @@
-"""Matching the parameters that training reaches: the gradient of the end of a trajectory in the
+"""Differentiating through training: the gradient of a loss at the end of a trajectory in the
 images, labels and learning rate it was trained on, in memory that does not grow with its length.
 
 Cazenavette et al., "Dataset Distillation by Matching Training Trajectories", CVPR 2022 (MTT),
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apm_core import augment
+from apm_core import augment, rng
 from apm_core.nets.flat import FlatNet
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+End = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,30 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Inner:
+    """The training of a network on the distilled images."""
+
+    steps: int  # N
+    batch: int | None  # None: all images
+    strategy: str  # augmentation
+
+    def draw(self, count: int, device: torch.device, *stream: rng.Path) -> list[Step]:
+        """Batches of the steps: permutations of the `count` images, one after another."""
+        random = rng.generator(*stream, "inner")
+        waiting: list[Tensor] = []
+        steps = []
+        for _ in range(self.steps):
+            if not waiting:
+                waiting = list(torch.randperm(count, generator=random).split(self.batch or count))
+            batch = waiting.pop(0).to(device)
+            drawn = augment.draw(self.strategy, len(batch), random)
+            steps.append(Step(batch, drawn and drawn.to(device)))
+        return steps
+
+
+@dataclass(frozen=True)
 class Match:
-    """The loss ||theta_N - target||^2 / ||theta_0 - target||^2 and its gradients."""
+    """The loss at the end of a training, and its gradients in what it was done with."""
 
     loss: Tensor  # 0-d
     images: Tensor  # as the images
@@ -51,22 +74,42 @@ def match(
     exact: bool = True,
     learn_targets: bool = False,
 ) -> Match:
-    """Train from `start` (P,) by plain SGD with learning rate `rate` (0-d) over `steps`, and
-    differentiate where it ends.
+    """`through_training` to the loss ||theta_N - target||^2 / ||start - target||^2, where `start`
+    and `target` (P,) are on an expert's course.
+    """
+    apart = (start - target).square().sum()
 
-    With g_i the gradient of step i at theta_i, and v_N = 2 (theta_N - target) / Delta, backwards
-    from i = N-1: the images get -rate d(v.g_i)/dx, the labels -rate d(v.g_i)/dy, the rate -v.g_i,
-    and v_i = v_{i+1} - rate d(v.g_i)/dtheta. `exact=False` keeps v as it is (TESLA).
+    def end(theta: Tensor) -> tuple[Tensor, Tensor]:
+        return (theta - target).square().sum() / apart, 2 * (theta - target) / apart
+
+    given = (net, start, end, steps, images, targets, rate, loss)
+    return through_training(*given, exact=exact, learn_targets=learn_targets)
+
+
+def through_training(
+    net: FlatNet,
+    start: Tensor,
+    end: End,
+    steps: Sequence[Step],
+    images: Tensor,
+    targets: Tensor,
+    rate: Tensor,
+    loss: Loss,
+    *,
+    exact: bool = True,
+    learn_targets: bool = False,
+) -> Match:
+    """Train from `start` (P,) by plain SGD with learning rate `rate` (0-d) over `steps`, and
+    differentiate what `end` says of theta_N (P,): its value, and its gradient v_N there.
+
+    With g_i the gradient of step i at theta_i, backwards from i = N-1: the images get
+    -rate d(v.g_i)/dx, the labels -rate d(v.g_i)/dy, the rate -v.g_i, and
+    v_i = v_{i+1} - rate d(v.g_i)/dtheta. `exact=False` keeps v as it is (TESLA).
 
     Memory: N parameter vectors, and the double backward of one step.
     """
-    thetas = [start]
-    for step in steps:
-        _, gradient = _gradient(net, thetas[-1], step, images, targets, loss, graph=False)
-        thetas.append(thetas[-1] - rate * gradient)
-    apart = (start - target).square().sum()
-    value = (thetas[-1] - target).square().sum() / apart
-    v = 2 * (thetas[-1] - target) / apart
+    thetas = trained(net, start, steps, images, targets, rate, loss)
+    value, v = end(thetas[-1])
     by_images, by_rate = torch.zeros_like(images), torch.zeros_like(rate)
     by_targets = torch.zeros_like(targets) if learn_targets else None
     for step, theta in zip(reversed(steps), reversed(thetas[:-1]), strict=True):
@@ -85,6 +128,23 @@ def match(
         if exact:
             v = v - rate * found.pop(0)
     return Match(value, by_images, by_targets, by_rate)
+
+
+def trained(
+    net: FlatNet,
+    start: Tensor,
+    steps: Sequence[Step],
+    images: Tensor,
+    targets: Tensor,
+    rate: Tensor,
+    loss: Loss,
+) -> list[Tensor]:
+    """The parameters (P,) at the start and after each of the steps."""
+    thetas = [start]
+    for step in steps:
+        _, gradient = _gradient(net, thetas[-1], step, images, targets, loss, graph=False)
+        thetas.append(thetas[-1] - rate * gradient)
+    return thetas
 
 
 @dataclass(frozen=True)

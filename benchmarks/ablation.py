@@ -32,6 +32,7 @@ from benchmarks import tables
 from benchmarks.measure import RESULTS, ROOT, machine, write
 from benchmarks.pipeline import Config, Plan, config_of, data_of, overlaid, pool_of
 
+POOL = "aligned_teachers"  # that of all variants
 VARIANTS = ROOT / "benchmarks/ablation.yaml"
 
 
@@ -50,7 +51,7 @@ class Task:
         torch.set_num_threads(self.config["compute"]["threads"])
         plan, compute = Plan(self.config), choose("auto", "auto", "auto", print)
         data = data_of(self.config, self.folder)
-        pool = pool_of(self.config, self.folder, "teachers", data, compute)
+        pool = pool_of(self.config, self.folder, POOL, data, compute)
         self.done.parent.mkdir(parents=True, exist_ok=True)
         paths = [self.done.with_suffix(f".{kind}.zarr.zip") for kind in ("shard", "set")]
         settings = json.loads(plan.distill(self.method))
@@ -80,7 +81,7 @@ def main() -> None:
     place = {"dataset": {"data_dir": str(options.data_dir.resolve())}}
     base = overlaid(config_of([]), plan["base"], place)
     folder = options.folder.resolve()
-    pool_of(base, folder, "teachers", data_of(base, folder), choose("cpu"))
+    pool_of(base, folder, POOL, data_of(base, folder), choose("cpu"))
     tasks = []
     for shard, ipc, name in product(range(options.sets), options.ipc, plan["variants"]):
         variant, done = plan["variants"][name], folder / f"ipc{ipc}/{name}.{shard}.json"

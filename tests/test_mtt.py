@@ -14,12 +14,11 @@ from apm_core.distill import distill_shard
 from apm_core.errors import ConfigError
 from apm_core.merge import merge
 from apm_core.methods.base import Job
-from apm_core.methods.experts import Inner
 from apm_core.methods.mtt import MTT
 from apm_core.resume import Resume
 from apm_core.run import Run
 from apm_core.train import Recipe
-from apm_core.trajectory import Match, match
+from apm_core.trajectory import Inner, Match, match
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="ce", augment="crop_scale")
 OPTIONS = {

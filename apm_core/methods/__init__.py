@@ -44,6 +44,7 @@ METHODS = {
     "datm": Entry("apm_core.methods.datm", "DATM", needs="flat_experts", labels="own"),
     "frepo": Entry("apm_core.methods.frepo", "FRePo", needs=None, labels="own"),
     "rcig": Entry("apm_core.methods.rcig", "RCIG", needs=None, labels="own"),
+    "bptt": Entry("apm_core.methods.bptt", "BPTT", needs=None, labels="own"),
     "random": Entry(
         "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
     ),

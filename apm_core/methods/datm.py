@@ -17,9 +17,9 @@ the logits of one expert, right or wrong).
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch
 from apm_core.methods.correct import correct_logits, correct_shard
-from apm_core.methods.experts import Experts, Inner, Outer, figures_of
+from apm_core.methods.experts import Experts, Outer, figures_of
 from apm_core.train import Recipe, soft_ce
-from apm_core.trajectory import match
+from apm_core.trajectory import Inner, match
 
 STARTS = ("correct", "real")
 

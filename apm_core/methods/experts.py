@@ -1,5 +1,5 @@
-"""What the methods that match trajectories share: pieces of the experts' training, the batches of
-the inner training, and the steps of images and learned rate.
+"""What the methods that match trajectories share: pieces of the experts' training, and the steps of
+images and learned rate.
 """
 
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apm_core import augment, memory, rng
+from apm_core import memory, rng
 from apm_core.errors import ConfigError
 from apm_core.methods import entry
 from apm_core.methods.base import Job, Method, State, move_images
-from apm_core.trajectory import Match, Step
+from apm_core.trajectory import Match
 
 LEAST_RATE = 0.01  # of the rate at the start
 
@@ -47,28 +47,6 @@ class Experts:
         expert = self.members[int(torch.randint(len(self.members), (), generator=random))]
         epoch = epochs[int(torch.randint(len(epochs), (), generator=random))]
         return expert[epoch].to(self.like), expert[epoch + self.length].to(self.like)
-
-
-@dataclass(frozen=True)
-class Inner:
-    """The training of a network on the distilled images."""
-
-    steps: int  # N
-    batch: int | None  # None: all images
-    strategy: str  # augmentation
-
-    def draw(self, count: int, device: torch.device, *stream: rng.Path) -> list[Step]:
-        """Batches of the steps: permutations of the `count` images, one after another."""
-        random = rng.generator(*stream, "inner")
-        waiting: list[Tensor] = []
-        steps = []
-        for _ in range(self.steps):
-            if not waiting:
-                waiting = list(torch.randperm(count, generator=random).split(self.batch or count))
-            batch = waiting.pop(0).to(device)
-            drawn = augment.draw(self.strategy, len(batch), random)
-            steps.append(Step(batch, drawn and drawn.to(device)))
-        return steps
 
 
 @dataclass(frozen=True)

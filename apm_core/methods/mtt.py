@@ -17,9 +17,9 @@ from torch import Tensor
 
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch
-from apm_core.methods.experts import Experts, Inner, Outer, figures_of
+from apm_core.methods.experts import Experts, Outer, figures_of
 from apm_core.train import Recipe
-from apm_core.trajectory import match
+from apm_core.trajectory import Inner, match
 
 
 class MTT(Method):

@@ -1,0 +1,131 @@
+"""Back-propagation through training, with random truncation (BPTT).
+
+Wang et al., "Dataset Distillation", arXiv:1811.10959, 2018, state the problem: images such that a
+network trained on them does well on real ones; Feng, Vedantam & Kempe, "Embarrassingly Simple
+Dataset Distillation", ICLR 2024 (RaT-BPTT), let the window of steps that is differentiated end at
+a random point of a longer training. Here the window's gradient is exact in memory that does not
+grow with its length (`apm_core.trajectory`), and labels and learning rate are learned with the
+images, each by Adam.
+
+Deviations from the published method: the inner training is plain SGD with a learned rate (theirs
+is Adam with a fixed one); the labels are logits under soft cross-entropy; one network a round.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apm_core import rng
+from apm_core.errors import ConfigError
+from apm_core.methods import pool
+from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch
+from apm_core.methods.experts import figures_of
+from apm_core.optim import Moments, adam_
+from apm_core.train import Recipe, soft_ce
+from apm_core.trajectory import End, Inner, through_training, trained
+
+START_LOGIT = 4.0  # of an image's own class, the others begin at 0
+
+
+class BPTT(Method):
+    """The method of one shard.
+
+    Args:
+        name: of the method in the config.
+        recipe: its augmentation is that of the inner training; its loss is soft_ce.
+        lr_images, lr_labels, lr_rate: of Adam for images, label logits, and the logarithm of the
+            learning rate.
+        rate: of the inner training at the start.
+        before: at most so many steps come before the window, drawn anew in each round.
+        window: steps that are differentiated.
+        batch: images of an inner step; None: all of the shard.
+        batch_real: real images that judge the trained network.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        recipe: Recipe,
+        lr_images: float,
+        lr_labels: float,
+        lr_rate: float,
+        rate: float,
+        before: int,
+        window: int,
+        batch: int | None,
+        batch_real: int,
+    ) -> None:
+        super().__init__(name=name)
+        if recipe.loss != "soft_ce":
+            raise ConfigError(
+                f"{self.key('recipe.loss')}: {recipe.loss} does not go with learned labels:"
+                " set it to soft_ce"
+            )
+        self.rates = {"images": lr_images, "targets": lr_labels, "log_rate": lr_rate}
+        self.rate, self.before, self.batch_real = rate, before, batch_real
+        self.window = window
+        self.inner = Inner(before + window, batch, recipe.augment)
+
+    def init(self, job: Job) -> State:
+        """Real images with the labels of their classes, and the rate."""
+        images, classes = job.real_images()
+        images = images.to(job.compute.device)
+        require_batch(self.key("batch"), self.inner.batch, images)
+        self.attach(job)
+        own = F.one_hot(classes, job.spec.shape.classes)
+        state: State = {
+            "images": images,
+            "targets": START_LOGIT * own.to(images),
+            "log_rate": torch.tensor(self.rate).log().to(images),
+        }
+        for name in self.rates:
+            state |= pool.remembered(name, Moments.at_rest(state[name]))
+        return state | {"classes": classes}
+
+    def attach(self, job: Job) -> None:
+        """Hold the real images, and memory for the network."""
+        self.job, self.net = job, job.spec.memory(job.compute.device)
+        self.real = job.data.examples("train", job.compute)
+
+    def step(self, state: State, index: int) -> dict[str, float]:
+        """Train a fresh network, judge it, and move all that it was trained with."""
+        stream, images = (*self.job.stream, index), state["images"]
+        steps = self.inner.draw(len(images), images.device, *stream)
+        random = rng.generator(*stream, "window")
+        first = int(torch.randint(self.before + 1, (), generator=random))
+        given = (images, state["targets"], state["log_rate"].exp(), soft_ce)
+        start = self.job.spec.fresh(*stream, "network").to(images)
+        start = trained(self.net, start, steps[:first], *given)[-1]
+        window = steps[first : first + self.window]
+        found = through_training(
+            self.net, start, self._judge(*stream), window, *given, learn_targets=True
+        )
+        figures = {**figures_of(found), "lr_images": self.rates["images"]}
+        if are_finite(figures):
+            by_log_rate = found.rate * state["log_rate"].exp()
+            gradients = (found.images, found.targets, by_log_rate)
+            for name, gradient in zip(self.rates, gradients, strict=True):
+                moved, memory = state[name].clone(), pool.moments(state, name)
+                adam_(moved, gradient, memory, self.rates[name])
+                state |= {name: moved, **pool.remembered(name, memory)}
+        return {**figures, "rate": float(state["log_rate"].exp())}
+
+    def finish(self, state: State) -> Shard:
+        """The images with their label logits and the learned rate."""
+        shard = super().finish(state)
+        rate = float(state["log_rate"].exp())
+        return Shard(shard.images, shard.classes, state["targets"].cpu(), rate)
+
+    def _judge(self, *stream: rng.Path) -> End:
+        """Cross-entropy of given parameters (P,) on real images, and its gradient."""
+        order = torch.randperm(len(self.real.targets), generator=rng.generator(*stream, "real"))
+        chosen = order[: self.batch_real].to(self.job.compute.device)
+        images, classes = self.real.images[chosen], self.real.targets[chosen]
+
+        def judge(theta: Tensor) -> tuple[Tensor, Tensor]:
+            leaf = theta.detach().requires_grad_()
+            loss = F.cross_entropy(self.net.at(leaf, images), classes)
+            return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+        return judge
