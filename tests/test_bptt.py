@@ -109,15 +109,15 @@ def test_labels_and_rate_are_part_of_the_shard(job):
 def test_a_resumed_run_has_the_same_bits(job, tmp_path):
     whole = distill(bptt(), job, rounds=4)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(done: int, total: int, figures: dict) -> None:
         if done == 2:
-            raise Stop
+            raise StopError
 
     resume = Resume(tmp_path, ["bptt"], every=0)
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         distill(bptt(), job, rounds=4, resume=resume, progress=stop)
     found = distill(bptt(), job, rounds=4, resume=Resume(tmp_path, ["bptt"], every=0))
     assert torch.equal(found.images, whole.images) and torch.equal(found.targets, whole.targets)
