@@ -6,14 +6,15 @@ student's predictions are furthest from the teacher's, while the teacher still r
 
 Deviations from the published code, each a setting where it changes numbers:
 - `keep_batch` (default true): the images updated in a refresh period are those its student was
-  trained on; the
-  published code draws another batch in each round.
+  trained on; the published code draws another batch in each round.
 - `logarithm` (default false, as the published code): Eq. 4 of the paper has -log of each image's
   distance.
-- `augment_images` (default false): augmentation in the image loss too.
 - The teacher of a period never changes inside it (the published code overwrites it when it
-  evaluates), and the
-  number of checkpoints divides E (else the published code stores more than K).
+  evaluates), and the number of checkpoints divides E (else the published code stores more than K).
+
+Beyond the paper, all off by default and what `apm_plus` is made of: augmentation in the image loss,
+teachers of early epochs, several students, the images' average, a start from recognised images, and
+labels and rate that are learned in the end. `benchmarks/ablation.yaml` sets them beside each other.
 """
 
 import math
