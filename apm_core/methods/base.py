@@ -16,6 +16,7 @@ from apm_core.errors import ConfigError
 from apm_core.nets.spec import Spec
 from apm_core.prepare import PreparedData
 from apm_core.teachers import TeacherPool
+from apm_core.train import Recipe
 
 State = dict[str, Any]  # tensors and numbers: all that a later round depends on
 
@@ -138,6 +139,12 @@ def move_images(state: State, gradient: Tensor, *, rate: float, momentum: float)
     """One step of SGD with momentum on all images of the state."""
     state["velocity"] = momentum * state["velocity"] + gradient
     state["images"] = state["images"] - rate * state["velocity"]
+
+
+def require_loss(key: str, recipe: Recipe, loss: str, labels: str) -> None:
+    """Raise ConfigError, naming `key`, unless the recipe has the loss that goes with its labels."""
+    if recipe.loss != loss:
+        raise ConfigError(f"{key}: {recipe.loss} does not go with {labels}: set it to {loss}")
 
 
 def require_batch(key: str, batch: int | None, images: Tensor) -> None:

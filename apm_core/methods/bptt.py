@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm_core import rng
-from apm_core.errors import ConfigError
 from apm_core.methods import pool
-from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch
+from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
 from apm_core.methods.experts import figures_of
 from apm_core.optim import Moments, adam_
 from apm_core.train import Recipe, soft_ce
@@ -57,11 +56,7 @@ class BPTT(Method):
         batch_real: int,
     ) -> None:
         super().__init__(name=name)
-        if recipe.loss != "soft_ce":
-            raise ConfigError(
-                f"{self.key('recipe.loss')}: {recipe.loss} does not go with learned labels:"
-                " set it to soft_ce"
-            )
+        require_loss(self.key("recipe.loss"), recipe, "soft_ce", "learned labels")
         self.rates = {"images": lr_images, "targets": lr_labels, "log_rate": lr_rate}
         self.rate, self.before, self.batch_real = rate, before, batch_real
         self.window = window

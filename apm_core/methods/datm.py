@@ -15,7 +15,7 @@ the logits of one expert, right or wrong).
 """
 
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch
+from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
 from apm_core.methods.correct import correct_logits, correct_shard
 from apm_core.methods.experts import Experts, Outer, figures_of
 from apm_core.train import Recipe, soft_ce
@@ -69,11 +69,7 @@ class DATM(Method):
         start: str,
     ) -> None:
         super().__init__(name=name)
-        if recipe.loss != "soft_ce":
-            raise ConfigError(
-                f"{self.key('recipe.loss')}: {recipe.loss} does not go with learned labels:"
-                " set it to soft_ce"
-            )
+        require_loss(self.key("recipe.loss"), recipe, "soft_ce", "learned labels")
         if start not in STARTS:
             raise ConfigError(f"{self.key('start')}: {start!r} is neither correct nor real")
         first = start_below if start_below_first is None else start_below_first

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from apm_core import ridge, rng
 from apm_core.errors import ConfigError
 from apm_core.methods import pool
-from apm_core.methods.base import Job, Method, Shard, State, settled
+from apm_core.methods.base import Job, Method, Shard, State, require_loss, settled
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.frepo_conv import FRePoConv
 from apm_core.nets.spec import Spec
@@ -65,7 +65,7 @@ class FRePo(Method):
         lr_network: float,
     ) -> None:
         super().__init__(name=name)
-        require_half_mse(self.key("recipe.loss"), recipe)
+        require_loss(self.key("recipe.loss"), recipe, "half_mse", "centred labels")
         self.lr_images, self.batch_real = lr_images, batch_real
         self.ridge, self.flip = ridge, flip
         self.networks, self.lifetime, self.lr_network = networks, lifetime, lr_network
@@ -174,14 +174,6 @@ class FRePo(Method):
         pool.train(net, net.module, *parts, memory, self.lr_network, self.job)
         pool.store(state, member, net, memory)
         state["ages"][member] += 1
-
-
-def require_half_mse(key: str, recipe: Recipe) -> None:
-    """Raise ConfigError unless the recipe's loss is that of centred labels."""
-    if recipe.loss != "half_mse":
-        raise ConfigError(
-            f"{key}: {recipe.loss} does not go with centred labels: set it to half_mse"
-        )
 
 
 def distillation_network(spec: Spec) -> nn.Module:

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch
+from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
 from apm_core.methods.experts import Experts, Outer, figures_of
 from apm_core.train import Recipe
 from apm_core.trajectory import Inner, match
@@ -57,12 +56,8 @@ class MTT(Method):
         soft_labels: bool,
     ) -> None:
         super().__init__(name=name)
-        loss = "soft_ce" if soft_labels else "ce"
-        if recipe.loss != loss:
-            raise ConfigError(
-                f"{self.key('recipe.loss')}: {recipe.loss} does not go with soft_labels:"
-                f" {str(soft_labels).lower()}: set it to {loss}"
-            )
+        loss, chosen = "soft_ce" if soft_labels else "ce", str(soft_labels).lower()
+        require_loss(self.key("recipe.loss"), recipe, loss, f"soft_labels: {chosen}")
         self.inner = Inner(steps, batch, recipe.augment)
         self.outer = Outer(lr_images, momentum_images, rate, lr_rate)
         self.expert_epochs, self.start_below = expert_epochs, start_below

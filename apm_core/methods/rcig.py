@@ -26,8 +26,8 @@ from apm_core import ridge, rng
 from apm_core.errors import ConfigError
 from apm_core.implicit import Descent, Inner, Tangent, WithFeatures, implicit_part, regress
 from apm_core.methods import pool
-from apm_core.methods.base import Job, Method, Shard, State, settled
-from apm_core.methods.frepo import LARGEST_BATCH, centred, require_half_mse
+from apm_core.methods.base import Job, Method, Shard, State, require_loss, settled
+from apm_core.methods.frepo import LARGEST_BATCH, centred
 from apm_core.nets.flat import FlatNet
 from apm_core.optim import Moments, adabelief_
 from apm_core.train import Recipe
@@ -78,7 +78,7 @@ class RCIG(Method):
         average: float,
     ) -> None:
         super().__init__(name=name)
-        require_half_mse(self.key("recipe.loss"), recipe)
+        require_loss(self.key("recipe.loss"), recipe, "half_mse", "centred labels")
         self.rates = {"images": lr_images, "targets": lr_images, "temperature": lr_temperature}
         self.batch_real, self.ridge, self.flip = batch_real, ridge, flip
         self.inner_steps, self.softplus, self.average = inner_steps, softplus, average
