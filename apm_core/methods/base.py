@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apm_core.device import Compute
 from apm_core.errors import ConfigError
@@ -145,6 +145,12 @@ def require_loss(key: str, recipe: Recipe, loss: str, labels: str) -> None:
     """Raise ConfigError, naming `key`, unless the recipe has the loss that goes with its labels."""
     if recipe.loss != loss:
         raise ConfigError(f"{key}: {recipe.loss} does not go with {labels}: set it to {loss}")
+
+
+def require_embedding(key: str, spec: Spec, module: nn.Module) -> None:
+    """Raise ConfigError, naming `key`, unless the network `module` of `spec` gives features."""
+    if not hasattr(module, "embed"):
+        raise ConfigError(f"{key}: {spec.name} has no embedding: use convnet")
 
 
 def require_batch(key: str, batch: int | None, images: Tensor) -> None:

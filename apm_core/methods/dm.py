@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from apm_core import augment
-from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, State, move_images
+from apm_core.methods.base import Job, Method, State, move_images, require_embedding
 from apm_core.methods.real import RealClasses
 from apm_core.train import Recipe
 
@@ -48,8 +47,7 @@ class DM(Method):
         self.job, self.real = job, RealClasses(job)
         self.net = job.spec.memory(job.compute.device)
         self.net.module.requires_grad_(False)
-        if not hasattr(self.net.module, "embed"):
-            raise ConfigError(f"methods.{self.name}: {job.spec.name} has no embedding: use convnet")
+        require_embedding(f"methods.{self.name}", job.spec, self.net.module)
 
     def step(self, state: State, index: int) -> dict[str, float]:
         """Move the images of every class towards the mean embedding of the real ones."""

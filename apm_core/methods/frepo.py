@@ -22,9 +22,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apm_core import ridge, rng
-from apm_core.errors import ConfigError
 from apm_core.methods import pool
-from apm_core.methods.base import Job, Method, Shard, State, require_loss, settled
+from apm_core.methods.base import (
+    Job,
+    Method,
+    Shard,
+    State,
+    are_finite,
+    require_embedding,
+    require_loss,
+    settled,
+)
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.frepo_conv import FRePoConv
 from apm_core.nets.spec import Spec
@@ -89,10 +97,7 @@ class FRePo(Method):
         self.job = job
         self.build = lambda: distillation_network(job.spec)
         self.net = FlatNet(self.build().to(job.compute.device))
-        if not hasattr(self.net.module, "embed"):
-            raise ConfigError(
-                f"{self.key('network')}: {job.spec.name} has no embedding: use convnet"
-            )
+        require_embedding(self.key("network"), job.spec, self.net.module)
         self.real = job.data.examples("train", job.compute)
 
     def step(self, state: State, index: int) -> dict[str, float]:
@@ -105,7 +110,7 @@ class FRePo(Method):
         rate = self.lr_images * (FLOOR + (1 - FLOOR) * falling(index, self.job.rounds))
         size = torch.stack([by_images.norm(), by_targets.norm()]).norm()
         figures = {"loss": float(loss), "gradient": float(size), "lr_images": rate}
-        if not all(map(math.isfinite, figures.values())):
+        if not are_finite(figures):
             return figures
         moved = {}
         for name, gradient in (("images", by_images), ("targets", by_targets)):

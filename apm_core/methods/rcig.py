@@ -14,7 +14,6 @@ the whole set, not a random part of it (only the real images pass in segments); 
 on with siamese augmentation's groups, and its rate changes from pass to pass.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,10 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apm_core import ridge, rng
-from apm_core.errors import ConfigError
 from apm_core.implicit import Descent, Inner, Tangent, WithFeatures, implicit_part, regress
 from apm_core.methods import pool
-from apm_core.methods.base import Job, Method, Shard, State, require_loss, settled
+from apm_core.methods.base import (
+    Job,
+    Method,
+    Shard,
+    State,
+    are_finite,
+    require_embedding,
+    require_loss,
+    settled,
+)
 from apm_core.methods.frepo import LARGEST_BATCH, centred
 from apm_core.nets.flat import FlatNet
 from apm_core.optim import Moments, adabelief_
@@ -107,10 +114,7 @@ class RCIG(Method):
         """Hold the real images, and memory for a network of the pool."""
         self.job = replace(job, compute=job.compute.exact())
         self.build = lambda: WithFeatures(smoothed(job.spec.build(), self.softplus))
-        if not hasattr(job.spec.build(), "embed"):
-            raise ConfigError(
-                f"{self.key('network')}: {job.spec.name} has no embedding: use convnet"
-            )
+        require_embedding(self.key("network"), job.spec, job.spec.build())
         self.net = FlatNet(self.build().to(job.compute.device))
         self.real = job.data.examples("train", job.compute)
 
@@ -124,7 +128,7 @@ class RCIG(Method):
         size = torch.stack([gradient.norm() for gradient in gradients]).norm()
         figures = {"loss": float(loss), "gradient": float(size), "lr_inner": state["rate_inner"]}
         figures["lr_images"] = self.rates["images"]
-        if not all(map(math.isfinite, figures.values())):
+        if not are_finite(figures):
             return figures
         moved = {}
         for name, gradient in zip(LEARNED, gradients, strict=True):
