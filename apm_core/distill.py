@@ -63,6 +63,7 @@ def distill(
         job = replace(job, segment=saved["segment"])
         state, first = settled(saved["state"], method, job), saved["round"]
         method.attach(job)
+        job.compute.report(f"going on from round {first} of {rounds}")
     index = first
     while index < rounds:
         try:

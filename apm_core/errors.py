@@ -25,3 +25,7 @@ class DivergenceError(ApmError, ArithmeticError):
 
 class OutOfMemoryError(ApmError, MemoryError):
     """The work does not fit into memory, however it is cut."""
+
+
+class Interrupted(ApmError):
+    """The job was asked to stop, and saved what it had done."""

@@ -1,6 +1,5 @@
 """Stage 5: networks trained from scratch on a distilled set, and on all of the data."""
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +7,7 @@ from apm_core import rng
 from apm_core.distilled import DistilledSet
 from apm_core.nets.spec import Spec
 from apm_core.prepare import PreparedData
-from apm_core.resume import each
+from apm_core.resume import Part, each
 from apm_core.run import Run
 from apm_core.scores import summarize
 from apm_core.teachers import teacher_recipe
@@ -79,20 +78,17 @@ def train_and_test(
     memory = spec.memory(run.compute.device)
     trainer = Trainer(memory, recipe, run.compute, examples, networks=networks)
 
-    def one(position: int, number: int) -> dict[str, float]:
-        started = time.perf_counter()
-
+    def one(position: int, number: int, part: Part | None) -> float:
         def show(done: int, total: int, figures: dict[str, float]) -> None:
             run.progress(position * total + done, networks * total, figures)
 
         start = spec.fresh(*stream, spec.name, number, "weights")
-        trainer.fit(start, *stream, spec.name, number, progress=show)
-        score = accuracy(trainer.net, test, run.compute)
-        return {"accuracy": score, "seconds": time.perf_counter() - started}
+        trainer.fit(start, *stream, spec.name, number, progress=show, part=part)
+        return accuracy(trainer.net, test, run.compute)
 
-    results = each(range(networks), one, run.resume)
+    accuracies = each(range(networks), one, run.resume)
     return {
-        **summarize([result["accuracy"] for result in results]),
-        "seconds": sum(result["seconds"] for result in results),
+        **summarize(accuracies),
+        "seconds": run.seconds(),
         "recipe": recipe.to_dict(),
     }

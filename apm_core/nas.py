@@ -8,7 +8,6 @@ full data.
 import csv
 import gzip
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.nasbench201 import network, parse, sample
 from apm_core.prepare import PreparedData
-from apm_core.resume import each
+from apm_core.resume import Part, each
 from apm_core.run import Run
 from apm_core.train import Examples, Recipe, Trainer, accuracy
 
@@ -153,22 +152,20 @@ def _train_all(
     test = data.examples("test", run.compute)
     jobs = [(seed, arch) for seed in range(seeds) for arch in archs]
 
-    def one(position: int, job: tuple[int, str]) -> dict[str, float]:
-        started = time.perf_counter()
+    def one(position: int, job: tuple[int, str], part: Part | None) -> float:
         stream = (settings["seed"], stage, *job)
         net = _network(job[1], data.shape, settings, run.compute, stream)
         trainer = Trainer(net, recipe, run.compute, examples, networks=1)
-        trainer.fit(net.snapshot(), *stream)
+        trainer.fit(net.snapshot(), *stream, part=part)
         score = accuracy(net, test, run.compute)
         run.progress(position + 1, len(jobs), {"accuracy": score})
-        return {"accuracy": score, "seconds": time.perf_counter() - started}
+        return score
 
-    results = each(jobs, one, run.resume)
-    table = np.array([result["accuracy"] for result in results]).reshape(seeds, len(archs))
+    accuracies = each(jobs, one, run.resume)
     return {
         "architectures": archs,
-        "accuracies": table.tolist(),
-        "seconds": sum(result["seconds"] for result in results),
+        "accuracies": np.array(accuracies).reshape(seeds, len(archs)).tolist(),
+        "seconds": run.seconds(),
     }
 
 

@@ -2,20 +2,24 @@
 up.
 """
 
+import signal
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from apm_core import store
-from apm_core.errors import ArtifactError
+from apm_core.errors import ArtifactError, Interrupted
 from apm_core.settings import fingerprint
 
 FORMAT = 2
+MOST = 0.01  # share of the time that saving may take
 Item = TypeVar("Item")
+State = dict[str, Any]
 
 
 class Resume:
@@ -24,16 +28,21 @@ class Resume:
     The file's name and contents carry the fingerprint of all that the state depends on, so a state
     of other settings is never continued. It is written as a whole and never holds code
     (`weights_only`).
+
+    Attributes: stopping, the number of the signal that asked the job to stop, if one did. The next
+    save is then due at once, and raises Interrupted.
     """
 
     def __init__(self, folder: str | Path, identity: Any, *, every: float = 60.0) -> None:  # noqa: ANN401
         self.fingerprint = fingerprint(identity)
         self.path = Path(folder) / f"{self.fingerprint}.pt"
-        self.every = every  # seconds between saves
+        self.every = every  # seconds between saves; 0: whenever there is something to save
+        self.stopping: int | None = None
+        self._cost = 0.0  # seconds that the last save took
         self.earlier = 0.0  # seconds of work of the killed runs, up to the state that was loaded
         self._saved = self._started = time.monotonic()
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self) -> State | None:
         """The saved state, or None. Raises ArtifactError for a damaged file or one of other
         settings.
         """
@@ -62,11 +71,15 @@ class Resume:
         return state
 
     def due(self) -> bool:
-        """Whether `every` seconds have passed since the last save."""
-        return time.monotonic() - self._saved >= self.every
+        """Whether `every` seconds have passed since the last save, and so many that saving does not
+        slow the work by more than the share `MOST`; or the job is to stop.
+        """
+        wait = max(self.every, self._cost / MOST) if self.every else 0.0
+        return self.stopping is not None or time.monotonic() - self._saved >= wait
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Replace the file by one that holds `state`."""
+    def save(self, state: State) -> None:
+        """Replace the file by one that holds `state`; raises Interrupted when the job is to stop."""
+        started = time.monotonic()
         with store.atomic_path(self.path) as temporary:
             saved = {
                 "format": FORMAT,
@@ -76,21 +89,49 @@ class Resume:
             }
             torch.save(saved, temporary)
         self._saved = time.monotonic()
+        self._cost = self._saved - started
+        if self.stopping is not None:
+            raise Interrupted(
+                f"stopped by {signal.Signals(self.stopping).name}: what is done so far is kept, the"
+                " same command goes on from there"
+            )
 
     def clear(self) -> None:
         """Remove the file; the work is done."""
         self.path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The unfinished one of several items, kept in the state of all of them."""
+
+    resume: Resume
+    done: Sequence[Any]  # results of the items before it
+    state: State | None  # what a killed run had done of it
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self.resume.due()
+
+    def save(self, state: State) -> None:
+        """Keep `state` of this item, and the items before it."""
+        self.resume.save({"done": self.done, "part": state})
+
+
 def each(
-    items: Sequence[Item], work: Callable[[int, Item], Any], resume: Resume | None
+    items: Sequence[Item],
+    work: Callable[[int, Item, Part | None], Any],
+    resume: Resume | None,
 ) -> list[Any]:
-    """`work(position, item)` for every item, in order; with `resume`, finished items are not done
-    again.
+    """`work(position, item, part)` for every item, in order; with `resume`, finished items are not
+    done again, and an unfinished one goes on from what it saved as its `part`.
     """
-    done: list[Any] = (resume.load() or {"done": []})["done"] if resume else []
+    saved = (resume.load() if resume else None) or {"done": []}
+    done, state = list(saved["done"]), saved.get("part")
     for position in range(len(done), len(items)):
-        done.append(work(position, items[position]))
-        if resume:
+        part = Part(resume, done, state) if resume else None
+        done.append(work(position, items[position], part))
+        state = None
+        if resume and resume.due():
             resume.save({"done": done})
     return done

@@ -8,6 +8,7 @@ whole old file or
 the whole new one.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from zarr.codecs import ZstdCodec
 from zarr.storage import ZipStore
 
 from apm_core.errors import ArtifactError
-from apm_core.settings import fingerprint
+from apm_core.settings import canonical, fingerprint
 
 FORMAT = 1
 CHUNK_BYTES = 4 << 20
@@ -76,17 +77,44 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `target`; rename it on success, remove it on error."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    """Yield a temporary name beside `target`; rename it on success, remove it on error.
+
+    The name is this process's own, on every node of a cluster, so two writers never mix: the last
+    whole file stays. What killed processes of this host left behind is removed.
+    Raises ArtifactError when the file cannot be written, for lack of space or of permission.
+    """
+    target, host = Path(target), socket.gethostname()
+    job = os.environ.get("SLURM_JOB_ID", "local")
+    temporary = target.with_name(f".{target.name}.{host}.{job}.{os.getpid()}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.name)}.{glob.escape(host)}.*.tmp"):
+            if not _runs(int(left.name.split(".")[-2])):
+                left.unlink(missing_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
+    except ArtifactError:
+        raise
+    except OSError as error:
+        raise ArtifactError(
+            f"{target}: cannot be written ({error.strerror or error}): make room, or allow writing"
+            " there, and run the same command again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether the process with this id is alive on this host."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
@@ -113,9 +141,17 @@ def write(
     inputs: Mapping[str, Artifact] | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Write `arrays` and their history to `path`; returns what `read` would."""
+    """Write `arrays` and their history to `path`; returns what `read` would.
+
+    A sound file that says the same is left alone: another writer of the same work was faster, and
+    what was made from its file stays valid.
+    """
     content = content_hash(arrays)
     hashes = {role: artifact.content for role, artifact in (inputs or {}).items()}
+    there = _sound(path, kind)
+    if there and (there.content, there.inputs) == (content, hashes):
+        if canonical(there.settings) == canonical(settings):
+            return there
     attributes = {
         "format": FORMAT,
         "kind": kind,
@@ -170,6 +206,14 @@ def content_of(path: str | Path) -> str:
     """
     with _opened(path) as (root, _):
         return str(root.attrs["content"])
+
+
+def _sound(path: str | Path, kind: str) -> Artifact | None:
+    """The artifact at `path`, or None when there is none that can be used."""
+    try:
+        return read(path, kind)
+    except ArtifactError:
+        return None
 
 
 @contextmanager

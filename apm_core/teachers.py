@@ -15,7 +15,7 @@ from apm_core.errors import ArtifactError, ConfigError
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.prepare import PreparedData
-from apm_core.resume import each
+from apm_core.resume import Part, each
 from apm_core.run import Run
 from apm_core.train import Images, Recipe, Trainer, accuracy, logits
 
@@ -153,13 +153,13 @@ def train_group(
         size = len(members) * (recipe.passes + 1) * memory.size * kind.itemsize / 1e9
         run.compute.report(f"snapshots of {len(members)} networks will take {size:.3g} GB")
 
-    def one(position: int, member: int) -> dict[str, Any]:
+    def one(position: int, member: int, part: Part | None) -> dict[str, Any]:
         def show(done: int, total: int, figures: dict[str, float]) -> None:
             run.progress(position * total + done, len(members) * total, figures)
 
         start = spec.fresh(seed, "teacher", member, "weights")
         keep = range(recipe.passes) if settings["snapshots"] else ()
-        kept = trainer.fit(start, seed, "teacher", member, keep=keep, progress=show)
+        kept = trainer.fit(start, seed, "teacher", member, keep=keep, progress=show, part=part)
         return {
             "parameters": trainer.net.snapshot().cpu(),
             "snapshots": [vector.to("cpu", kind) for vector in (start, *kept)],

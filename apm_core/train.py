@@ -20,6 +20,7 @@ from apm_core.device import Compute, captured
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.nets.flat import FlatNet
 from apm_core.optim import Moments, adam_
+from apm_core.resume import Part, State
 
 SMALLEST_NORM = 1e-12
 Progress = Callable[[int, int, dict[str, float]], None]  # done, total, figures worth showing
@@ -230,12 +231,14 @@ class Trainer:
         lr: float | None = None,
         keep: Collection[int] = (),
         progress: Progress = silent,
+        part: Part | None = None,
     ) -> list[Tensor]:
         """Train from `start` (P,); returns the parameters after each pass index in `keep`, in
         order.
 
         Afterwards `self.net` holds the trained network. `stream` names the random order and
-        augmentation; `lr` takes the place of the recipe's.
+        augmentation; `lr` takes the place of the recipe's. With `part`, an unfinished training is
+        saved between two passes and continued, with the same bits.
         Raises DivergenceError with pass, loss and learning rate when the loss stops being finite.
         """
         recipe, net = self.recipe if lr is None else replace(self.recipe, lr=lr), self.net
@@ -243,9 +246,11 @@ class Trainer:
         net.zero_grad()
         net.module.train()
         self._rest()
-        snapshots = []
+        snapshots, first = [], 0
         with rng.seeded(*stream, "dropout"):
-            for index in range(recipe.passes):
+            if part and part.state:
+                snapshots, first = self._restore(part.state)
+            for index in range(first, recipe.passes):
                 if index == recipe.drop and recipe.drop_momentum:
                     self._rest()
                 self.rate.fill_(recipe.rate(index))
@@ -256,8 +261,34 @@ class Trainer:
                 if last or progress is not silent or index % 50 == 0:
                     self._require_finite(loss, index, recipe.rate(index))
                     progress(index + 1, recipe.passes, {"loss": float(loss)})
+                if part and not last and part.due():
+                    part.save(self._unfinished(snapshots, index + 1))
         net.module.eval()
         return snapshots
+
+    def _unfinished(self, snapshots: list[Tensor], done: int) -> State:
+        """All that the passes after the first `done` depend on, and the snapshots so far."""
+        tensors = [tensor.detach().cpu() for tensor in self._carried()]
+        noise = [torch.get_rng_state()]
+        if self.compute.device.type == "cuda":
+            noise.append(torch.cuda.get_rng_state(self.compute.device))
+        return {"done": done, "carried": tensors, "snapshots": snapshots, "noise": noise}
+
+    def _restore(self, state: State) -> tuple[list[Tensor], int]:
+        """Put back what `_unfinished` kept; returns the snapshots, and how many passes are done."""
+        for tensor, saved in zip(self._carried(), state["carried"], strict=True):
+            tensor.copy_(saved)
+        torch.set_rng_state(state["noise"][0])
+        if self.compute.device.type == "cuda":
+            torch.cuda.set_rng_state(state["noise"][1], self.compute.device)
+        return [one.to(self.compute.device) for one in state["snapshots"]], state["done"]
+
+    def _carried(self) -> list[Tensor]:
+        """The tensors that one step leaves to the next: parameters, running statistics, moments."""
+        tensors = [self.net.vector, self.velocity, *self.net.module.buffers()]
+        if self.moments:
+            tensors += [self.moments.first, self.moments.second, self.moments.count]
+        return tensors
 
     def rehearse(self, clock: Callable[[], float]) -> float:
         """Do a step of each batch size; returns the seconds by `clock` that a network will take.
@@ -297,10 +328,7 @@ class Trainer:
             return self._step(rows, group)
         key = (rows.size, group)
         if key not in self._replays:
-            state = [self.net.vector, self.velocity, self.loss_sum, rows.position]
-            if self.moments:
-                state += [self.moments.first, self.moments.second, self.moments.count]
-            state += self.net.module.buffers()
+            state = [*self._carried(), self.loss_sum, rows.position]
             self._replays[key] = captured(lambda: self._step(rows, group), state, self._pool)
         return self._replays[key]()
 

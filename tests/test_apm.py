@@ -7,12 +7,15 @@ from torch import Tensor
 
 from apm_core import augment, rng
 from apm_core.device import Compute
+from apm_core.distill import distill
 from apm_core.errors import ConfigError
 from apm_core.methods.apm import APM
 from apm_core.methods.base import Job, State
+from apm_core.methods.bptt import BPTT
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
+from apm_core.resume import Resume
 from apm_core.teachers import TeacherPool
 from apm_core.train import Recipe
 
@@ -282,6 +285,78 @@ def test_epochs_that_the_teachers_do_not_have_are_refused(pool, teachers):
         del artifact.arrays["snapshots"]
     with pytest.raises(ConfigError, match=r"teacher_epochs: its teachers need snapshots: true"):
         apm(teacher_epochs=[1, 2]).init(Job(Digits(), teachers, CPU, 1, 0, 6, 5))
+
+
+UNROLLED = {
+    "lr_images": 0.02,
+    "lr_labels": 0.03,
+    "lr_rate": 0.01,
+    "rate": 0.2,
+    "before": 2,
+    "window": 3,
+    "batch_real": 50,
+}
+
+
+def with_unrolled_rounds(**changed: object) -> APM:
+    recipe = Recipe(passes=1, lr=0.02, loss="soft_ce").with_epochs(10)
+    return apm(recipe=recipe, **{"unrolled": {"rounds": 2, **UNROLLED}, **changed})
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_last_rounds_unroll_training_from_the_matched_images(teachers, digits, ema):
+    method = with_unrolled_rounds(teacher_epochs=[0, 1], ema=ema)
+    this = Job(digits, teachers, CPU, ipc=1, shard=0, rounds=4, seed=5)
+    state = method.init(this)
+    rates = [method.step(state, index)["lr_images"] for index in range(3)]
+    assert rates == pytest.approx([1.0, 0.3, 0.3])  # half of the rounds that match predictions
+    images = state["average" if ema else "images"].clone()
+    kept = [one for group in teachers.artifacts for one in group.arrays["snapshots"][:, 1]]
+    labels = torch.stack([teachers.net.at(torch.from_numpy(one), images) for one in kept]).mean(0)
+
+    expected = BPTT(name="apm", recipe=Recipe(1, 0.02, loss="soft_ce"), batch=None, **UNROLLED)
+    expected.attach(this)
+    other = expected.begin(images, labels)
+    for index in (3, 4):
+        figures = method.step(state, index)
+        assert figures == pytest.approx(expected.step(other, index), rel=1e-4)
+    shard, wanted = method.finish(state), expected.finish({**other, "classes": state["classes"]})
+    torch.testing.assert_close(shard.images, wanted.images, rtol=0, atol=1e-3)
+    torch.testing.assert_close(shard.targets, wanted.targets, rtol=0, atol=1e-3)
+    assert shard.rate == pytest.approx(wanted.rate) and shard.rate != 0.2
+    assert not torch.allclose(shard.targets, labels.cpu(), atol=1e-3)
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 4])
+def test_a_run_resumed_around_the_unrolled_rounds_has_the_same_bits(
+    teachers, digits, tmp_path, stop_after
+):
+    this = Job(digits, teachers, CPU, ipc=1, shard=0, rounds=4, seed=5)
+    whole = distill(with_unrolled_rounds(), this, rounds=5)
+
+    class StopError(Exception):
+        pass
+
+    def stop(done: int, total: int, figures: dict) -> None:
+        if done == stop_after:
+            raise StopError
+
+    with pytest.raises(StopError):
+        resume = Resume(tmp_path, "apm", every=0)
+        distill(with_unrolled_rounds(), this, rounds=5, resume=resume, progress=stop)
+    resume = Resume(tmp_path, "apm", every=0)
+    found = distill(with_unrolled_rounds(), this, rounds=5, resume=resume)
+    assert torch.equal(found.images, whole.images) and torch.equal(found.targets, whole.targets)
+    assert found.rate == whole.rate
+
+
+def test_unrolled_rounds_that_cannot_be_are_refused(teachers, digits):
+    with pytest.raises(ConfigError, match=r"apm\.recipe\.loss: l1 does not go with learned labels"):
+        apm(unrolled={"rounds": 2, **UNROLLED}, recipe=Recipe(1, 0.02, loss="l1").with_epochs(10))
+    with pytest.raises(ConfigError, match=r"apm\.unrolled\.rounds: these rounds learn labels and"):
+        with_unrolled_rounds(learn_rate=True)
+    with pytest.raises(ConfigError, match=r"apm\.unrolled\.rounds: 2 is more than all rounds: 1"):
+        with_unrolled_rounds().init(Job(digits, teachers, CPU, ipc=1, shard=0, rounds=1, seed=5))
 
 
 def test_checkpoints_must_divide_the_epochs():

@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from _job import LOG_EVERY_S, ShownProgress, job
+from _job import LOG_EVERY_S, STOPPING, ShownProgress, job
 
 from apm_core.errors import DataError
 from apm_core.resume import each
@@ -75,7 +79,7 @@ def test_a_defect_leaves_its_traceback_in_the_log(snakemake):
 
 
 def test_unfinished_work_is_kept_until_the_job_succeeds(snakemake):
-    def work(position, item):
+    def work(position, item, part):
         if item == fatal:
             raise DataError("stopped")
         return item
@@ -89,6 +93,53 @@ def test_unfinished_work_is_kept_until_the_job_succeeds(snakemake):
         assert this.run.resume.load() == {"done": [0, 1]}
         assert each([0, 1, 2], work, this.run.resume) == [0, 1, 2]
     assert not list(Path("work/.resume").iterdir())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_job_that_is_asked_to_stop_saves_and_ends_with_a_code_to_retry(snakemake, name, capsys):
+    snakemake.config["compute"]["resume_interval"] = 1000
+
+    def work(position, item, part):
+        if item == 1:
+            signal.raise_signal(getattr(signal, name))
+        return item
+
+    before = [signal.getsignal(number) for number in STOPPING]
+    with pytest.raises(SystemExit) as exit_, job(snakemake) as this:
+        each([0, 1, 2], work, this.run.resume)
+    assert exit_.value.code == os.EX_TEMPFAIL == 75
+    assert f"apm: evaluate: stopped by {name}: what is done so far is kept" in capsys.readouterr().err
+    assert f"stopped by {name}" in log_of(snakemake).splitlines()[-1]
+    assert [signal.getsignal(number) for number in STOPPING] == before
+    with job(snakemake) as this:
+        assert this.run.resume.load() == {"done": [0, 1]}
+
+
+def test_a_second_signal_ends_the_job_at_once(tmp_path):
+    script = (
+        "import signal, time\n"
+        "from _job import _saving_when_asked_to_stop\n"
+        "from apm_core.resume import Resume\n"
+        "with _saving_when_asked_to_stop(Resume('.', 0)):\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('goes on', flush=True)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('never')\n"
+    )
+    repo = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(repo), str(repo / "workflow/scripts")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "goes on\n"), done.stderr
+
+
+def test_a_log_without_room_does_not_end_the_job(capsys):
+    with Path("/dev/full").open("w") as full:
+        ShownProgress("distill", full, None).line("a note")
+        full.buffer.raw.close()
+    assert "a note (not in the log: No space left on device)" in capsys.readouterr().err
 
 
 def test_progress_shows_rate_and_time_left_at_intervals(monkeypatch):

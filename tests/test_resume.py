@@ -1,13 +1,14 @@
 """Unfinished work is continued, and only its own."""
 
 import pickle
+import signal
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from apm_core.errors import ArtifactError
+from apm_core.errors import ArtifactError, Interrupted
 from apm_core.resume import Resume, each
 from apm_core.run import Run
 
@@ -127,7 +128,7 @@ def test_a_save_is_due_when_its_time_has_passed(tmp_path):
 def test_each_does_finished_items_only_once(resume):
     calls = []
 
-    def work(position, item):
+    def work(position, item, part):
         calls.append((position, item))
         if len(calls) == 3:
             raise RuntimeError("killed")
@@ -146,8 +147,64 @@ def test_each_does_finished_items_only_once(resume):
     assert each("abcd", work, resume)[3]["name"] == "d" and len(calls) == 5
 
 
+def test_each_continues_an_unfinished_item(resume):
+    seen = []
+
+    def work(position, item, part):
+        seen.append((item, part.state))
+        part.save({"half": item})
+        if len(seen) == 2:
+            raise RuntimeError("killed")
+        return item
+
+    with pytest.raises(RuntimeError, match="killed"):
+        each("abc", work, resume)
+    assert resume.load() == {"done": ["a"], "part": {"half": "b"}}
+    assert each("abc", work, resume) == ["a", "b", "c"]
+    assert seen == [("a", None), ("b", None), ("b", {"half": "b"}), ("c", None)]
+
+
+def test_items_are_saved_when_their_time_has_come(tmp_path):
+    resume = Resume(tmp_path, "settings", every=1000)
+    assert each("ab", lambda position, item, part: part.due(), resume) == [False, False]
+    assert not resume.path.exists()
+
+
 def test_each_works_without_a_file():
-    assert each([5, 6], lambda position, item: position * item, None) == [0, 6]
+    assert each([5, 6], lambda position, item, part: position * item, None) == [0, 6]
+
+
+def test_saving_takes_at_most_a_hundredth_of_the_time(resume, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    save = torch.save
+
+    def slow(*arguments):
+        now[0] += 3.0
+        save(*arguments)
+
+    monkeypatch.setattr(torch, "save", slow)
+    slow_disk = Resume(resume.path.parent, "settings", every=60)
+    now[0] = 61.0
+    assert slow_disk.due()
+    slow_disk.save(STATE)
+    now[0] += 299.0
+    assert not slow_disk.due()
+    now[0] += 2.0
+    assert slow_disk.due()
+
+
+def test_a_job_that_is_to_stop_saves_at_once_and_says_so(tmp_path):
+    resume = Resume(tmp_path, "settings", every=1000)
+
+    def work(position, item, part):
+        if item == 2:
+            resume.stopping = signal.SIGTERM
+        return item
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM: what is done so far is kept, the"):
+        each([1, 2, 3], work, resume)
+    assert Resume(tmp_path, "settings").load() == {"done": [1, 2]}
 
 
 def test_a_flipped_bit_is_refused_or_harmless(tmp_path):

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core import augment, device, rng
+from apm_core import augment, device, nets, rng
 from apm_core.device import Compute
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.nets.base import Shape
 from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
+from apm_core.resume import Part, Resume, each
 from apm_core.train import (
     LOSSES,
     Examples,
@@ -299,6 +300,56 @@ def test_every_image_is_seen_once_a_pass_and_the_short_batch_too(cpu):
     passes = torch.cat(recorder.seen[:3]), torch.cat(recorder.seen[3:])
     assert all(sorted(order.tolist()) == list(range(COUNT)) for order in passes)
     assert not torch.equal(*passes)
+
+
+class KilledError(Exception):
+    pass
+
+
+UNFINISHED = {
+    "sgd": (replace(RECIPE, drop_momentum=True), module),
+    "flat": (replace(RECIPE, rho=0.05, alpha=0.3), module),
+    "adam": (replace(RECIPE, optimizer="adam", schedule="cosine", warmup=2), module),
+    "dropout": (replace(RECIPE, loss="l1"), lambda: nets.build("vit", SHAPE)),
+    "statistics": (RECIPE, lambda: nn.Sequential(nn.BatchNorm2d(1), module())),
+}
+
+
+@pytest.mark.parametrize("passes", [1, 3, 4])
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_a_training_that_was_killed_between_two_passes_ends_with_the_same_bits(
+    cpu, tmp_path, name, passes
+):
+    recipe, build = UNFINISHED[name]
+    with rng.seeded("net"):
+        net = build()
+    whole = trainer(cpu, recipe, copy.deepcopy(net))
+    start = whole.net.snapshot()
+    kept = whole.fit(start, "a", keep=(0, 2, 4))
+
+    def kill(done: int, total: int, figures: dict) -> None:
+        if done == passes + 1:
+            raise KilledError
+
+    calls = []
+
+    def work(position: int, item: int, part: Part) -> list[Tensor]:
+        one = trainer(cpu, recipe, copy.deepcopy(net))
+        torch.manual_seed(position)  # what ran before in the process does not matter
+        calls.append(one)
+        show = kill if len(calls) == 1 else lambda *_: None
+        return one.fit(start, "a", keep=(0, 2, 4), progress=show, part=part)
+
+    with pytest.raises(KilledError):
+        each([0], work, Resume(tmp_path, name, every=0))
+    assert Resume(tmp_path, name).load()["part"]["done"] == passes
+    [found] = each([0], work, Resume(tmp_path, name, every=0))
+    assert torch.equal(torch.stack(found), torch.stack(kept))
+    assert torch.equal(calls[1].net.vector, whole.net.vector)
+    for buffer, expected in zip(
+        calls[1].net.module.buffers(), whole.net.module.buffers(), strict=True
+    ):
+        assert torch.equal(buffer, expected)
 
 
 def test_progress_counts_passes_and_shows_the_loss(cpu):

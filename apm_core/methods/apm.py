@@ -20,6 +20,7 @@ labels and rate that are learned in the end. `benchmarks/ablation.yaml` sets the
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ from torch import Tensor
 from apm_core import augment, rng
 from apm_core.device import Compute
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, Shard, State, require_batch
+from apm_core.methods.base import Job, Method, Shard, State, require_batch, require_embedding
+from apm_core.methods.bptt import BPTT
 from apm_core.methods.correct import correct_shard
 from apm_core.methods.polish import polished
 from apm_core.nets.flat import FlatNet
@@ -59,6 +61,9 @@ class APM(Method):
             of `teacher_epochs`, classify correctly ("correct").
         learn_labels, learn_rate: fit the labels, and find the learning rate, when the images are
             done (`polish.py`); else labels and rate are those of all methods.
+        unrolled: the settings of `bptt`, and how many `rounds` at the end are rounds of it: they
+            start from the images and the teachers' labels for them, and learn images, labels and
+            rate. None, or 0 rounds: all rounds match predictions.
         teacher_epochs: the first and the last epoch after which a teacher is taken from its
             training; None: teachers are fully trained.
         expanding: begin with the first of these epochs alone and reach the last at half of the
@@ -90,6 +95,7 @@ class APM(Method):
         start: str = "real",
         learn_labels: bool = False,
         learn_rate: bool = False,
+        unrolled: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(name=name)
         if start not in STARTS:
@@ -107,6 +113,16 @@ class APM(Method):
         self.strategy = recipe.augment if augment_images else "none"
         self.epochs, self.expanding, self.ema = teacher_epochs, expanding, ema
         self.start, self.learn_labels, self.learn_rate = start, learn_labels, learn_rate
+        given = {"rounds": 0, **(unrolled or {})}
+        if given["rounds"] and (learn_labels or learn_rate):
+            raise ConfigError(
+                f"{self.key('unrolled.rounds')}: these rounds learn labels and rate: switch off"
+                " learn_labels and learn_rate"
+            )
+        self.unrolled_rounds = given.pop("rounds")
+        self.unrolled = (
+            BPTT(name=name, recipe=recipe, batch=batch, **given) if self.unrolled_rounds else None
+        )
 
     def init(self, job: Job) -> State:
         """Real images at rest; the student and the batch of the period are drawn in round 0."""
@@ -120,7 +136,7 @@ class APM(Method):
 
     def _correct_images(self, job: Job) -> tuple[Tensor, Tensor]:
         pool, compute = job.teachers, job.compute
-        vectors = pool.after(self.epochs[-1] if self.epochs else None)
+        vectors = pool.after(self._last_epoch)
         images, classes = correct_shard(
             job.data, pool.net, vectors, compute.exact(), job.ipc, job.shard
         )
@@ -129,6 +145,16 @@ class APM(Method):
     def attach(self, job: Job) -> None:
         """Build the networks and compile what they do."""
         self.job, pool, compute = job, job.teachers, job.compute
+        self.matching = job.rounds - self.unrolled_rounds  # the last such round
+        if self.unrolled:
+            if job.rounds and self.matching < 0:
+                raise ConfigError(
+                    f"{self.key('unrolled.rounds')}: {self.unrolled_rounds} is more than all rounds:"
+                    f" {job.rounds}"
+                )
+            self.unrolled.attach(job)
+        if self.learn_labels:
+            require_embedding(self.key("learn_labels"), pool.spec, pool.net.module)
         if self.epochs:
             pool.require_epochs(self.epochs, self.key("teacher_epochs"))
         shape, device = pool.spec.shape, compute.device
@@ -169,10 +195,17 @@ class APM(Method):
         self._segment_gradient(leaf, classes, self.trainer.net.snapshot()[None])
         pair = clock() - started  # two networks of the K + 1
         pairs = (self.students * len(self.keep) + 1) / 2 * math.ceil(len(batch) / self.segment)
-        return len(batch), self.students * per_student / self.period + pair * pairs
+        seconds = self.students * per_student / self.period + pair * pairs
+        if self.unrolled:
+            share = self.unrolled_rounds / (self.job.rounds + 1)
+            _, other = self.unrolled.rehearse(self._handed_over(state), clock)
+            seconds += share * (other - seconds)
+        return len(batch), seconds
 
     def step(self, state: State, index: int) -> dict[str, float]:
         """One round: refresh teacher and student if the period is over, then move the images."""
+        if index > self.matching:
+            return self._unrolled_step(state, index)
         stream = (*self.job.stream, index)
         new_period = index % self.period == 0
         if new_period or not self.keep_batch:
@@ -182,7 +215,7 @@ class APM(Method):
             self._refresh(state, index, *stream)
         self.job.teachers.load(state["teacher"], state["epoch"])
         gradient, figures = self._image_gradient(state, *stream)
-        rate = self.lr_images * (0.3 if index >= self.job.rounds // 2 else 1.0)
+        rate = self.lr_images * (0.3 if index >= self.matching // 2 else 1.0)
         # images outside the batch have no gradient, but their momentum moves them on
         images, velocity = state["images"], state["velocity"]
         velocity *= self.momentum_images
@@ -192,15 +225,37 @@ class APM(Method):
             state["average"].lerp_(images, 1 - self.ema)
         return {**figures, "lr_images": rate}
 
+    def _unrolled_step(self, state: State, index: int) -> dict[str, float]:
+        """One round of `bptt`; the first takes over the images, or their average."""
+        if index == self.matching + 1:
+            ours = self._handed_over(state)
+        else:
+            ours = {**state, "images": state["images"].to(self.job.compute.device)}
+        figures = self.unrolled.step(ours, index)
+        state |= ours
+        return figures
+
+    def _handed_over(self, state: State) -> State:
+        """The state of `bptt` where the matching ends."""
+        pool, compute = self.job.teachers, self.job.compute
+        images = state.get("average", state["images"]).to(compute.device)
+        labels = pool.logits(None, images, compute, epoch=self._last_epoch)
+        return self.unrolled.begin(images, labels)
+
+    @property
+    def _last_epoch(self) -> int | None:
+        """The epoch of the teachers that label the images; None: their end."""
+        return self.epochs[-1] if self.epochs else None
+
     def finish(self, state: State) -> Shard:
         """The images, or their average, with what is learned about them."""
+        if "targets" in state:
+            return self.unrolled.finish(state)
         shard = super().finish({**state, "images": state.get("average", state["images"])})
         if not (self.learn_labels or self.learn_rate):
             return shard
-        epoch = self.epochs[-1] if self.epochs else None
-        return polished(
-            shard, self.job, self.recipe, epoch, labels=self.learn_labels, rate=self.learn_rate
-        )
+        labels, rate = self.learn_labels, self.learn_rate
+        return polished(shard, self.job, self.recipe, self._last_epoch, labels=labels, rate=rate)
 
     def _draw_batch(self, count: int, *stream: rng.Path) -> Tensor:
         if self.batch is None:

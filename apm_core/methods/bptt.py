@@ -65,18 +65,19 @@ class BPTT(Method):
     def init(self, job: Job) -> State:
         """Real images with the labels of their classes, and the rate."""
         images, classes = job.real_images()
-        images = images.to(job.compute.device)
         require_batch(self.key("batch"), self.inner.batch, images)
         self.attach(job)
         own = F.one_hot(classes, job.spec.shape.classes)
-        state: State = {
-            "images": images,
-            "targets": START_LOGIT * own.to(images),
-            "log_rate": torch.tensor(self.rate).log().to(images),
-        }
+        return self.begin(images, START_LOGIT * own.to(images)) | {"classes": classes}
+
+    def begin(self, images: Tensor, targets: Tensor) -> State:
+        """The state of images (N, C, H, W) and label logits (N, classes) at rest, on the device."""
+        images, targets = (part.to(self.job.compute.device) for part in (images, targets))
+        rate = torch.tensor(self.rate).log().to(images)
+        state: State = {"images": images, "targets": targets, "log_rate": rate}
         for name in self.rates:
             state |= pool.remembered(name, Moments.at_rest(state[name]))
-        return state | {"classes": classes}
+        return state
 
     def attach(self, job: Job) -> None:
         """Hold the real images, and memory for the network."""

@@ -3,6 +3,8 @@ one-line errors.
 """
 
 import json
+import os
+import signal
 import sys
 import time
 import traceback
@@ -16,7 +18,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from apm_core.device import choose, reserved
-from apm_core.errors import ApmError
+from apm_core.errors import ApmError, Interrupted
 from apm_core.resume import Resume
 from apm_core.run import Run
 from apm_core.store import content_of
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake as Snakemake
 
 LOG_EVERY_S = 10.0
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,12 @@ class ShownProgress:
             self.line(f"{done}/{total} {left} {shown}")
 
     def line(self, text: str) -> None:
-        """Write one line with the time of day to the log."""
-        print(time.strftime("%H:%M:%S"), text, file=self.log, flush=True)
+        """Write one line with the time of day to the log; without room for it, to the terminal."""
+        shown = f"{time.strftime('%H:%M:%S')} {text}"
+        try:
+            print(shown, file=self.log, flush=True)
+        except OSError as error:
+            print(f"{shown} (not in the log: {error.strerror})", file=sys.stderr)
 
 
 @contextmanager
@@ -89,15 +96,40 @@ def job(snakemake: "Snakemake") -> Iterator[Job]:
                 _contents(snakemake),
             ]
             resume = Resume("work/.resume", identity, every=options["resume_interval"])
+            stack.enter_context(_saving_when_asked_to_stop(resume))
             yield Job(settings, Run(compute, resume, progress), progress.line)
             resume.clear()
             progress.line("done")
+        except Interrupted as error:
+            progress.line(str(error))
+            print(f"apm: {snakemake.rule}: {error}", file=sys.stderr)
+            sys.exit(os.EX_TEMPFAIL)
         except (ApmError, OSError) as error:  # OSError: no space, no permission; it names the file
             progress.line(f"error: {error}")
             sys.exit(f"apm: {snakemake.rule}: {error}")
         except Exception:
             traceback.print_exc(file=log)
             raise
+
+
+@contextmanager
+def _saving_when_asked_to_stop(resume: Resume) -> Iterator[None]:
+    """SIGTERM (scancel, preemption, a time limit), SIGUSR1 (the warning before one) and SIGINT make
+    the job save and end; a second one ends it at once.
+    """
+
+    def ask(number: int, _: object) -> None:
+        if resume.stopping is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        resume.stopping = number
+
+    before = {number: signal.signal(number, ask) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bar() -> Progress:
