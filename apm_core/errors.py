@@ -27,5 +27,5 @@ class OutOfMemoryError(ApmError, MemoryError):
     """The work does not fit into memory, however it is cut."""
 
 
-class Interrupted(ApmError):
+class InterruptedRunError(ApmError):
     """The job was asked to stop, and saved what it had done."""

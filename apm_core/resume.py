@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from apm_core import store
-from apm_core.errors import ArtifactError, Interrupted
+from apm_core.errors import ArtifactError, InterruptedRunError
 from apm_core.settings import fingerprint
 
 FORMAT = 2
@@ -30,7 +30,7 @@ class Resume:
     (`weights_only`).
 
     Attributes: stopping, the number of the signal that asked the job to stop, if one did. The next
-    save is then due at once, and raises Interrupted.
+    save is then due at once, and raises InterruptedRunError.
     """
 
     def __init__(self, folder: str | Path, identity: Any, *, every: float = 60.0) -> None:  # noqa: ANN401
@@ -78,7 +78,9 @@ class Resume:
         return self.stopping is not None or time.monotonic() - self._saved >= wait
 
     def save(self, state: State) -> None:
-        """Replace the file by one that holds `state`; raises Interrupted when the job is to stop."""
+        """Replace the file by one that holds `state`; raises InterruptedRunError when the job is to
+        stop.
+        """
         started = time.monotonic()
         with store.atomic_path(self.path) as temporary:
             saved = {
@@ -87,11 +89,15 @@ class Resume:
                 "seconds": self.earlier + time.monotonic() - self._started,
                 "state": state,
             }
-            torch.save(saved, temporary)
+            try:
+                with temporary.open("wb") as file:
+                    torch.save(saved, file)
+            except RuntimeError as error:  # torch's, while it clears up after a failed write
+                raise (error.__context__ or error) from None
         self._saved = time.monotonic()
         self._cost = self._saved - started
         if self.stopping is not None:
-            raise Interrupted(
+            raise InterruptedRunError(
                 f"stopped by {signal.Signals(self.stopping).name}: what is done so far is kept, the"
                 " same command goes on from there"
             )

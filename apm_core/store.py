@@ -103,7 +103,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
             " there, and run the same command again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def _runs(process: int) -> bool:
@@ -149,9 +150,9 @@ def write(
     content = content_hash(arrays)
     hashes = {role: artifact.content for role, artifact in (inputs or {}).items()}
     there = _sound(path, kind)
-    if there and (there.content, there.inputs) == (content, hashes):
-        if canonical(there.settings) == canonical(settings):
-            return there
+    made = (content, hashes, canonical(settings))
+    if there and (there.content, there.inputs, canonical(there.settings)) == made:
+        return there
     attributes = {
         "format": FORMAT,
         "kind": kind,

@@ -1,5 +1,6 @@
 """Data, teachers and distilled sets small enough for a test, each made once per run."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,18 @@ def cifar10_dir(tmp_path_factory):
         capture_output=True,
     )
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own with room for 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root and CAP_SYS_ADMIN")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -311,20 +311,17 @@ def test_the_last_rounds_unroll_training_from_the_matched_images(teachers, digit
     rates = [method.step(state, index)["lr_images"] for index in range(3)]
     assert rates == pytest.approx([1.0, 0.3, 0.3])  # half of the rounds that match predictions
     images = state["average" if ema else "images"].clone()
-    kept = [one for group in teachers.artifacts for one in group.arrays["snapshots"][:, 1]]
-    labels = torch.stack([teachers.net.at(torch.from_numpy(one), images) for one in kept]).mean(0)
 
     expected = BPTT(name="apm", recipe=Recipe(1, 0.02, loss="soft_ce"), batch=None, **UNROLLED)
     expected.attach(this)
-    other = expected.begin(images, labels)
+    other = expected.begin(images, torch.arange(10))
     for index in (3, 4):
         figures = method.step(state, index)
         assert figures == pytest.approx(expected.step(other, index), rel=1e-4)
-    shard, wanted = method.finish(state), expected.finish({**other, "classes": state["classes"]})
+    shard, wanted = method.finish(state), expected.finish(other)
     torch.testing.assert_close(shard.images, wanted.images, rtol=0, atol=1e-3)
     torch.testing.assert_close(shard.targets, wanted.targets, rtol=0, atol=1e-3)
     assert shard.rate == pytest.approx(wanted.rate) and shard.rate != 0.2
-    assert not torch.allclose(shard.targets, labels.cpu(), atol=1e-3)
 
 
 @pytest.mark.parametrize("stop_after", [2, 3, 4])

@@ -108,7 +108,8 @@ def test_a_job_that_is_asked_to_stop_saves_and_ends_with_a_code_to_retry(snakema
     with pytest.raises(SystemExit) as exit_, job(snakemake) as this:
         each([0, 1, 2], work, this.run.resume)
     assert exit_.value.code == os.EX_TEMPFAIL == 75
-    assert f"apm: evaluate: stopped by {name}: what is done so far is kept" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert f"apm: evaluate: stopped by {name}: what is done so far is kept" in shown
     assert f"stopped by {name}" in log_of(snakemake).splitlines()[-1]
     assert [signal.getsignal(number) for number in STOPPING] == before
     with job(snakemake) as this:
@@ -130,7 +131,11 @@ def test_a_second_signal_ends_the_job_at_once(tmp_path):
     paths = os.pathsep.join([str(repo), str(repo / "workflow/scripts")])
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "goes on\n"), done.stderr
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from apm_core.errors import ArtifactError, Interrupted
-from apm_core.resume import Resume, each
+from apm_core.errors import ArtifactError, InterruptedRunError
+from apm_core.resume import Part, Resume, each
 from apm_core.run import Run
 
 STATE = {"round": 3, "images": torch.arange(6.0).view(2, 3), "done": [{"a": 1.5, "b": "text"}]}
@@ -125,6 +125,16 @@ def test_a_save_is_due_when_its_time_has_passed(tmp_path):
     assert not waiting.due()
 
 
+def test_a_full_disk_keeps_the_state_before(small_disk):
+    resume = Resume(small_disk / "folder", "settings")
+    resume.save(STATE)
+    message = rf"{resume.path}: cannot be written \(No space left on device\): make room"
+    with pytest.raises(ArtifactError, match=message):
+        resume.save({"images": torch.randn(1 << 19)})
+    assert resume.load()["round"] == 3
+    assert list(resume.path.parent.iterdir()) == [resume.path]
+
+
 def test_each_does_finished_items_only_once(resume):
     calls = []
 
@@ -166,12 +176,20 @@ def test_each_continues_an_unfinished_item(resume):
 
 def test_items_are_saved_when_their_time_has_come(tmp_path):
     resume = Resume(tmp_path, "settings", every=1000)
-    assert each("ab", lambda position, item, part: part.due(), resume) == [False, False]
+
+    def due(_position: int, _item: str, part: Part) -> bool:
+        return part.due()
+
+    assert each("ab", due, resume) == [False, False]
     assert not resume.path.exists()
 
 
 def test_each_works_without_a_file():
-    assert each([5, 6], lambda position, item, part: position * item, None) == [0, 6]
+    def work(position: int, item: int, part: None) -> int:
+        assert part is None
+        return position * item
+
+    assert each([5, 6], work, None) == [0, 6]
 
 
 def test_saving_takes_at_most_a_hundredth_of_the_time(resume, monkeypatch):
@@ -202,7 +220,9 @@ def test_a_job_that_is_to_stop_saves_at_once_and_says_so(tmp_path):
             resume.stopping = signal.SIGTERM
         return item
 
-    with pytest.raises(Interrupted, match="stopped by SIGTERM: what is done so far is kept, the"):
+    with pytest.raises(
+        InterruptedRunError, match="stopped by SIGTERM: what is done so far is kept, the"
+    ):
         each([1, 2, 3], work, resume)
     assert Resume(tmp_path, "settings").load() == {"done": [1, 2]}
 

@@ -1,7 +1,11 @@
 """Artifacts come back as they were written, or are refused in one line."""
 
 import json
+import os
 import random
+import re
+import socket
+import subprocess
 import zipfile
 
 import numpy as np
@@ -281,6 +285,79 @@ def test_atomic_path_renames_on_success_and_removes_on_error(tmp_path):
         raise RuntimeError("stop")
     assert target.read_text() == "old"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    target, host = tmp_path / "a.json", socket.gethostname()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead = tmp_path / f".a.json.{host}.local.{ended.pid}.tmp"
+    others = [
+        tmp_path / f".a.json.{host}.17.{os.getppid()}.tmp",  # lives
+        tmp_path / f".a.json.node7.17.{ended.pid}.tmp",  # of another host
+        tmp_path / f".ba.json.{host}.local.{ended.pid}.tmp",  # of another file
+    ]
+    for file in (dead, *others):
+        file.write_text("half")
+    store.write_json(target, 1)
+    assert sorted(tmp_path.iterdir()) == sorted([target, *others])
+
+
+def test_writers_have_names_of_their_own(tmp_path, monkeypatch):
+    def name() -> str:
+        with store.atomic_path(tmp_path / "a") as temporary:
+            temporary.touch()
+        return temporary.name
+
+    names = {name()}
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    names.add(name())
+    monkeypatch.setattr(os, "getpid", lambda: 4_000_000)
+    names.add(name())
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7")
+    names.add(name())
+    assert len(names) == 4 and ".a.node7.17.4000000.tmp" in names
+
+
+def test_two_writers_of_the_same_work_leave_the_first_file(path):
+    first = path.stat()
+    again = store.write(path, "teachers", ARRAYS, settings=SETTINGS, info={"seconds": 9.0})
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    assert again.info == {"seconds": 1.5}
+    for other in ({"lr": 0.2}, SETTINGS):
+        store.write(path, "teachers", ARRAYS, settings=other)
+        assert store.read(path, "teachers").settings == other
+
+
+def test_a_damaged_file_is_replaced_by_the_same_content(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    store.write(path, "teachers", ARRAYS, settings=SETTINGS)
+    assert same(store.read(path, "teachers").arrays, ARRAYS)
+
+
+def test_a_full_disk_is_named_and_loses_nothing(small_disk):
+    path = small_disk / "one.zarr.zip"
+    store.write(path, "teachers", ARRAYS, settings=SETTINGS)
+    noise = np.random.default_rng(0).integers(0, 256, 2 << 20, dtype=np.uint8)
+    message = f"{path}: cannot be written (No space left on device): make room"
+    with pytest.raises(ArtifactError, match=re.escape(message)):
+        store.write(path, "teachers", {"noise": noise}, settings={})
+    assert same(store.read(path, "teachers").arrays, ARRAYS)
+    assert list(small_disk.iterdir()) == [path]
+    with pytest.raises(ArtifactError, match=r"scores\.json: cannot be written \(No space left"):
+        store.write_json(small_disk / "scores.json", "x" * (2 << 20))
+    assert list(small_disk.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_named(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for path in (small_disk / "a.json", small_disk / "new" / "a.json"):
+        message = f"{path}: cannot be written (Read-only file system): make room, or allow writing"
+        with pytest.raises(ArtifactError, match=re.escape(message)):
+            store.write_json(path, 1)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    store.write_json(small_disk / "new" / "a.json", 1)
 
 
 def test_json_comes_back_and_is_written_as_a_whole(tmp_path):

@@ -62,8 +62,8 @@ class APM(Method):
         learn_labels, learn_rate: fit the labels, and find the learning rate, when the images are
             done (`polish.py`); else labels and rate are those of all methods.
         unrolled: the settings of `bptt`, and how many `rounds` at the end are rounds of it: they
-            start from the images and the teachers' labels for them, and learn images, labels and
-            rate. None, or 0 rounds: all rounds match predictions.
+            start from the images and their classes, and learn images, labels and rate. None, or 0
+            rounds: all rounds match predictions.
         teacher_epochs: the first and the last epoch after which a teacher is taken from its
             training; None: teachers are fully trained.
         expanding: begin with the first of these epochs alone and reach the last at half of the
@@ -149,8 +149,8 @@ class APM(Method):
         if self.unrolled:
             if job.rounds and self.matching < 0:
                 raise ConfigError(
-                    f"{self.key('unrolled.rounds')}: {self.unrolled_rounds} is more than all rounds:"
-                    f" {job.rounds}"
+                    f"{self.key('unrolled.rounds')}: {self.unrolled_rounds} is more than all"
+                    f" rounds: {job.rounds}"
                 )
             self.unrolled.attach(job)
         if self.learn_labels:
@@ -237,10 +237,7 @@ class APM(Method):
 
     def _handed_over(self, state: State) -> State:
         """The state of `bptt` where the matching ends."""
-        pool, compute = self.job.teachers, self.job.compute
-        images = state.get("average", state["images"]).to(compute.device)
-        labels = pool.logits(None, images, compute, epoch=self._last_epoch)
-        return self.unrolled.begin(images, labels)
+        return self.unrolled.begin(state.get("average", state["images"]), state["classes"])
 
     @property
     def _last_epoch(self) -> int | None:

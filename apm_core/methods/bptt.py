@@ -67,17 +67,20 @@ class BPTT(Method):
         images, classes = job.real_images()
         require_batch(self.key("batch"), self.inner.batch, images)
         self.attach(job)
-        own = F.one_hot(classes, job.spec.shape.classes)
-        return self.begin(images, START_LOGIT * own.to(images)) | {"classes": classes}
+        return self.begin(images, classes)
 
-    def begin(self, images: Tensor, targets: Tensor) -> State:
-        """The state of images (N, C, H, W) and label logits (N, classes) at rest, on the device."""
-        images, targets = (part.to(self.job.compute.device) for part in (images, targets))
-        rate = torch.tensor(self.rate).log().to(images)
-        state: State = {"images": images, "targets": targets, "log_rate": rate}
+    def begin(self, images: Tensor, classes: Tensor) -> State:
+        """The state of images (N, C, H, W) of `classes` (N,) at rest, on the device."""
+        images = images.to(self.job.compute.device)
+        own = F.one_hot(classes, self.job.spec.shape.classes)
+        state: State = {
+            "images": images,
+            "targets": START_LOGIT * own.to(images),
+            "log_rate": torch.tensor(self.rate).log().to(images),
+        }
         for name in self.rates:
             state |= pool.remembered(name, Moments.at_rest(state[name]))
-        return state
+        return state | {"classes": classes}
 
     def attach(self, job: Job) -> None:
         """Hold the real images, and memory for the network."""

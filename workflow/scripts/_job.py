@@ -18,7 +18,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from apm_core.device import choose, reserved
-from apm_core.errors import ApmError, Interrupted
+from apm_core.errors import ApmError, InterruptedRunError
 from apm_core.resume import Resume
 from apm_core.run import Run
 from apm_core.store import content_of
@@ -100,7 +100,7 @@ def job(snakemake: "Snakemake") -> Iterator[Job]:
             yield Job(settings, Run(compute, resume, progress), progress.line)
             resume.clear()
             progress.line("done")
-        except Interrupted as error:
+        except InterruptedRunError as error:
             progress.line(str(error))
             print(f"apm: {snakemake.rule}: {error}", file=sys.stderr)
             sys.exit(os.EX_TEMPFAIL)
