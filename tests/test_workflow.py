@@ -221,7 +221,6 @@ def test_a_killed_shard_goes_on_with_the_same_bits(finished, tmp_path):
             assert not (folder / shard).exists()
             saved = torch.load(next(resume.glob("*.pt")), weights_only=True)
             assert 0 < saved["state"]["round"] < 61
-            run(folder, "--unlock")
         run(folder, "--", shard, settings=settings)
         contents[name] = store.read(folder / shard, "shard").content
         assert not any((folder / "work/.resume").glob("*.pt"))

@@ -10,6 +10,7 @@ sys.path[:0] = [str(workflow.basedir), str(Path(workflow.basedir, "workflow"))]
 from apm_core.errors import ConfigError
 from apm_core.methods import entry
 from plan import Plan, check_schema
+from takeover import hold
 
 SCHEMA = Path(workflow.basedir, "workflow/schemas/config.schema.yaml")
 
@@ -19,6 +20,11 @@ try:
     PLAN = Plan(config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+if workflow.is_main_process:
+    RUN_LOCK, found = hold(Path(".snakemake"))
+    if found:
+        logger.warning("A run in this folder was killed; going on where it stopped.")
 
 DATASET = config["dataset"]["name"]
 THREADS = config["compute"]["threads"]
