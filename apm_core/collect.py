@@ -28,7 +28,9 @@ def collect(
     Score files are known by their place: ceiling/NETWORK.json,
     evaluate/ipcN.METHOD/NETWORK.PROTOCOL.json and nas/ipcN.METHOD.json.
     """
-    pieces = {tuple(Path(file).parts[-3:]): store.read_json(file) for file in map(str, files)}
+    data = next(iter(sets.values())).artifact.inputs["data"]
+    made_from = {f"ipc{one.ipc}.{name}": one.artifact.content for name, one in sets.items()}
+    pieces = {tuple(Path(file).parts[-3:]): _piece(file, data, made_from) for file in files}
     ceiling = {
         Path(name).stem: _score(piece)
         for (_, folder, name), piece in pieces.items()
@@ -38,7 +40,6 @@ def collect(
         method: _method(method, distilled, ceiling, pieces) for method, distilled in sets.items()
     }
     _add_scores(methods, ceiling)
-    first = next(iter(sets.values()))
     return {
         "run": {
             "dataset": dataset,
@@ -46,7 +47,7 @@ def collect(
             "seed": settings["seed"],
             "settings": dict(settings),
             "fingerprint": fingerprint(settings),
-            "data_fingerprint": first.artifact.inputs["data"],
+            "data_fingerprint": data,
             "date": datetime.now(UTC).date().isoformat(),
             "versions": store.versions(),
             "device": _device(sets),
@@ -55,6 +56,25 @@ def collect(
         "ceiling": ceiling,
         "methods": methods,
     }
+
+
+def _piece(file: str | Path, data: str, made_from: Mapping[str, str]) -> dict[str, Any]:
+    """The figures of a score file, after a look at what was measured: `data`, and the set that
+    `made_from` has for its place, if any.
+    """
+    folder, name = Path(file).parts[-2:]
+    if folder == "ceiling":
+        kind, wanted = "ceiling", {"data": data}
+    else:
+        kind = "agreement" if folder == "nas" else "evaluation"
+        place = Path(name).stem if folder == "nas" else folder
+        wanted = {"data": data, "distilled": made_from.get(place)}
+    figures, inputs = store.read_json(file, kind)
+    if None not in wanted.values() and inputs != wanted:
+        raise ArtifactError(
+            f"{file}: was measured on another set or other data: delete {file} and run again"
+        )
+    return figures
 
 
 def _method(
@@ -155,9 +175,7 @@ def summarize_folder(folder: Path) -> None:
     """
     rows = []
     for file in sorted(folder.glob("*_ipc*.json")):
-        results = store.read_json(file)
-        if not {"run", "methods"} <= set(results):
-            raise ArtifactError(f"{file}: is not a results file: move it out of {folder}")
+        results, _ = store.read_json(file, "results")
         rows += [_row(results, name) for name in results["methods"]]
     networks = sorted({key for row in rows for key in row if key.endswith("_mean")})
     columns = ["dataset", "ipc", "method", "images", "bytes", "compression", "teacher_seconds"]

@@ -118,19 +118,45 @@ def _runs(process: int) -> bool:
     return True
 
 
-def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
-    """Write `value` to `path`, whole or not at all."""
-    text = json.dumps(value, indent=1, allow_nan=False)
+def write_json(
+    path: str | Path, kind: str, figures: Mapping[str, Any], inputs: Mapping[str, str] | None = None
+) -> None:
+    """Write `figures` to `path` with what they are, the content hashes of what they were made from
+    by role, and a checksum.
+    """
+    value = {**figures, "format": FORMAT, "kind": kind, "inputs": dict(inputs or {})}
+    text = json.dumps({**value, "content": _checksum(value)}, indent=1, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:  # noqa: ANN401 - any JSON value
-    """Read what `write_json` wrote; raises ArtifactError when it cannot be read."""
+def read_json(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The figures that `write_json` wrote, and the hashes of what they were made from.
+
+    Raises ArtifactError when the file is missing, damaged, of another kind or of another format
+    version.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = value.pop("content")
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: there is no such file: run snakemake {path}") from None
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}): delete it and run again") from error
+        raise ArtifactError(f"{path}: cannot be read ({error}): {_remedy(path)}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path}: has no checksum, so apm did not write it: move it away and run"
+            " snakemake again"
+        ) from error
+    if content != _checksum(value):
+        raise ArtifactError(f"{path}: does not match its checksum: {_remedy(path)}")
+    _check_header(path, kind, value)
+    inputs = value.pop("inputs")
+    return {key: item for key, item in value.items() if key not in ("format", "kind")}, inputs
+
+
+def _checksum(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def write(
@@ -260,5 +286,5 @@ def _check_header(path: str | Path, kind: str, attributes: Mapping[str, Any]) ->
         )
     if attributes.get("kind") != kind:
         raise ArtifactError(
-            f"{path}: holds a {attributes.get('kind')}, expected a {kind}: check the path"
+            f"{path}: its kind is {attributes.get('kind')!r}, expected {kind!r}: check the path"
         )

@@ -61,7 +61,7 @@ class Task:
         scores = evaluate(distilled.load(paths[1]), data, evaluation, Run(compute))
         seconds, rounds = shard.info["seconds"], settings.get("rounds", 0)
         found = {"accuracies": scores["runs"], "seconds": seconds, "rounds": rounds}
-        store.write_json(self.done, found)
+        store.write_json(self.done, "ablation", found)
         return found
 
 
@@ -106,7 +106,7 @@ def found_rows(plan: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     for ipc in plan["ipc"]:
         for name in plan["variants"]:
             files = sorted((folder / f"ipc{ipc}").glob(f"{name}.[0-9]*.json"))
-            sets = [store.read_json(file) for file in files]
+            sets = [store.read_json(file, "ablation")[0] for file in files]
             if sets:
                 means = [summarize(one["accuracies"])["mean"] for one in sets]
                 rows.append(

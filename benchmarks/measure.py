@@ -1,5 +1,6 @@
 """What the benchmarks share: timing side by side, the rate of the machine, where figures go."""
 
+import json
 import statistics
 import subprocess
 import sys
@@ -124,6 +125,7 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - a figure of a table
 
 def write(path: Path, figures: dict[str, Any]) -> None:
     """Write the figures beside those of other machines and days."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    store.write_json(path, figures)
+    text = json.dumps(figures, indent=1, allow_nan=False)
+    with store.atomic_path(path) as temporary:
+        temporary.write_text(text + "\n")
     print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

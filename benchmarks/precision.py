@@ -55,6 +55,7 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         ]
         store.write_json(
             done,
+            "precision",
             {
                 "accuracy": results["methods"]["apm"]["accuracy"]["convnet"]["mean"],
                 "teachers": [score for t in teachers for score in t.info["test_accuracy"]],
@@ -62,7 +63,7 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
                 "precision": settings.info["precision"],
             },
         )
-    return store.read_json(done)
+    return store.read_json(done, "precision")[0]
 
 
 def main() -> None:

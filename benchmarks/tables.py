@@ -1,9 +1,9 @@
 """The committed figures as the README's tables: `python -m benchmarks.tables`."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apm_core import store
 from benchmarks.measure import RESULTS
 
 
@@ -82,9 +82,9 @@ def all_tables() -> list[str]:
     """Every table of the section on speed and memory."""
 
     def read(name: str) -> dict[str, Any]:
-        return store.read_json(RESULTS / f"{name}.json")
+        return json.loads((RESULTS / f"{name}.json").read_text())
 
-    compared = [store.read_json(path) for path in sorted(RESULTS.glob("precision_*.json"))]
+    compared = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("precision_*.json"))]
     return [
         steps(read("step_cpu")),
         updates(read("round_cpu")),

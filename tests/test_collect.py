@@ -41,10 +41,18 @@ NAS = {
 }
 
 
+DATA = "d" * 64
+
+
+def measured(method: str) -> dict[str, str]:
+    """What the networks of a method were trained and tested on."""
+    return {"data": DATA, "distilled": method * 9}
+
+
 def distilled_set(method: str) -> DistilledSet:
     """Two grey images of each of three classes."""
     info = {**COSTS[method], "device": "cpu", "precision": "float32", "real_bytes": 6000}
-    artifact = store.Artifact("distilled set", {}, {}, {"data": "d" * 64}, info)
+    artifact = store.Artifact("distilled set", {}, {}, {"data": DATA}, info, method * 9)
     return DistilledSet(
         images=torch.zeros(6, 1, 4, 4),
         classes=torch.arange(3).repeat(2),
@@ -65,11 +73,11 @@ def files(tmp_path):
     """Score files as the workflow lays them down."""
     work = tmp_path / "work" / "toys"
     found = [work / "ceiling" / "convnet.json", work / "nas" / "ipc2.apm.json"]
-    store.write_json(found[0], score([80.0, 84.0]))
-    store.write_json(found[1], NAS)
+    store.write_json(found[0], "ceiling", score([80.0, 84.0]), {"data": DATA})
+    store.write_json(found[1], "agreement", NAS, measured("apm"))
     for (method, network, protocol), runs in RUNS.items():
         found.append(work / "evaluate" / f"ipc2.{method}" / f"{network}.{protocol}.json")
-        store.write_json(found[-1], score(runs))
+        store.write_json(found[-1], "evaluation", score(runs), measured(method))
     return found
 
 
@@ -160,21 +168,34 @@ def test_robust_scores_need_all_their_accuracies(files):
 
 def test_files_of_other_sets_are_left_alone(files, tmp_path):
     other = tmp_path / "work/toys/evaluate/ipc20.apm/convnet.own.json"
-    store.write_json(other, score([1.0]))
+    store.write_json(other, "evaluation", score([1.0]), measured("other"))
     assert results([*files, other])["methods"] == results(files)["methods"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_score_files_of_another_run_are_refused(files, number):
+    kind = ("ceiling", "agreement", "evaluation")[number]
+    figures, inputs = store.read_json(files[number], kind)
+    for role in inputs:
+        store.write_json(files[number], kind, figures, {**inputs, role: "f" * 64})
+        with pytest.raises(ArtifactError, match="json: was measured on another set or other data"):
+            results(files)
+    store.write_json(files[number], "results", figures, inputs)
+    with pytest.raises(ArtifactError, match=f"its kind is 'results', expected '{kind}'"):
+        results(files)
 
 
 def test_damaged_score_files_are_refused(files):
     files[0].write_text("{")
-    with pytest.raises(ArtifactError, match=r"convnet\.json: cannot be read .*: delete it"):
+    with pytest.raises(ArtifactError, match=r"convnet\.json: cannot be read .*: delete "):
         results(files)
 
 
 def test_the_summary_has_one_line_per_method_of_every_run(files, tmp_path):
     folder = tmp_path / "results"
-    store.write_json(folder / "toys_ipc2.json", results(files))
+    store.write_json(folder / "toys_ipc2.json", "results", results(files))
     kept = [file for file in files if "vgg11" not in file.name]
-    store.write_json(folder / "toys_ipc1.json", results(kept, "random"))
+    store.write_json(folder / "toys_ipc1.json", "results", results(kept, "random"))
     summarize_folder(folder)
     with (folder / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -207,7 +228,8 @@ def test_the_summary_has_one_line_per_method_of_every_run(files, tmp_path):
 
 
 def test_a_stray_file_in_the_results_folder_is_named(tmp_path):
-    store.write_json(tmp_path / "toys_ipc2.json", {"run": {}})
-    with pytest.raises(ArtifactError, match=r"toys_ipc2\.json: is not a results file: move it out"):
+    (tmp_path / "toys_ipc2.json").write_text('{"run": {}}')
+    message = r"toys_ipc2\.json: has no checksum, so apm did not write it: move it away"
+    with pytest.raises(ArtifactError, match=message):
         summarize_folder(tmp_path)
     assert not (tmp_path / "summary.csv").exists()

@@ -107,7 +107,7 @@ def test_save_and_load_are_inverse(real_set, tmp_path):
 
 
 def test_only_a_distilled_set_is_loaded(random_files, tmp_path):
-    with pytest.raises(ArtifactError, match="holds a shard, expected a distilled set"):
+    with pytest.raises(ArtifactError, match="its kind is 'shard', expected 'distilled set'"):
         distilled.load(random_files[0])
     with pytest.raises(ArtifactError, match="there is no such file"):
         distilled.load(tmp_path / "missing.zarr.zip")

@@ -54,7 +54,8 @@ def test_a_job_logs_its_settings_and_its_end(snakemake):
     lines = log_of(snakemake).splitlines()
     assert '"seed": 1' in lines[0]
     assert "on cpu in float32 with 1 threads" in lines[1]
-    assert [line.split(" ", 1)[1] for line in lines[2:]] == ["a note", "done"]
+    assert "unfinished work is kept in work/.resume/" in lines[2]
+    assert [line.split(" ", 1)[1] for line in lines[3:]] == ["a note", "done"]
 
 
 @pytest.mark.parametrize(

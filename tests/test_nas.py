@@ -110,7 +110,7 @@ def test_a_correlation_that_does_not_exist_is_none_and_the_rest_stays():
 def test_an_interval_that_does_not_exist_is_none(tmp_path):
     result = compared([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], reference=[1.0, 2.0, 3.0])
     assert result["spearman"]["mean"] == 0.0 and result["spearman"]["ci95"] is None
-    store.write_json(tmp_path / "scores.json", result)
+    store.write_json(tmp_path / "scores.json", "agreement", result)
 
 
 def test_intervals_are_drawn_by_the_seed():
@@ -202,7 +202,7 @@ def test_an_interrupted_ranking_is_continued(
         return accuracy(*arguments)
 
     monkeypatch.setattr(nas, "accuracy", counted)
-    resume = Resume(tmp_path, settings)
+    resume = Resume(tmp_path, settings, every=0)
     with pytest.raises(KeyboardInterrupt):
         proxy(real_set, digits, settings, Run(cpu, resume))
     assert rankings(proxy(real_set, digits, settings, Run(cpu, resume))) == unbroken

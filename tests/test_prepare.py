@@ -125,7 +125,7 @@ def test_channel_constants_are_those_of_the_source(tmp_path, digits_settings):
 
 
 def test_only_a_data_artifact_is_opened(teacher_files, tmp_path):
-    with pytest.raises(ArtifactError, match="holds a teachers, expected a data"):
+    with pytest.raises(ArtifactError, match="its kind is 'teachers', expected 'data'"):
         PreparedData.open(teacher_files[0])
     with pytest.raises(ArtifactError, match="there is no such file"):
         PreparedData.open(tmp_path / "missing")

@@ -204,7 +204,10 @@ def test_a_file_of_other_bytes_is_refused(path, content):
 
 
 def test_another_kind_is_refused(path):
-    assert refusal(path, "shard") == f"{path}: holds a teachers, expected a shard: check the path"
+    assert (
+        refusal(path, "shard")
+        == f"{path}: its kind is 'teachers', expected 'shard': check the path"
+    )
 
 
 def test_another_format_version_is_refused(path, monkeypatch):
@@ -299,7 +302,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     ]
     for file in (dead, *others):
         file.write_text("half")
-    store.write_json(target, 1)
+    store.write_json(target, "scores", {})
     assert sorted(tmp_path.iterdir()) == sorted([target, *others])
 
 
@@ -346,7 +349,7 @@ def test_a_full_disk_is_named_and_loses_nothing(small_disk):
     assert same(store.read(path, "teachers").arrays, ARRAYS)
     assert list(small_disk.iterdir()) == [path]
     with pytest.raises(ArtifactError, match=r"scores\.json: cannot be written \(No space left"):
-        store.write_json(small_disk / "scores.json", "x" * (2 << 20))
+        store.write_json(small_disk / "scores.json", "scores", {"x": "x" * (2 << 20)})
     assert list(small_disk.iterdir()) == [path]
 
 
@@ -355,28 +358,59 @@ def test_a_folder_that_cannot_be_written_is_named(small_disk):
     for path in (small_disk / "a.json", small_disk / "new" / "a.json"):
         message = f"{path}: cannot be written (Read-only file system): make room, or allow writing"
         with pytest.raises(ArtifactError, match=re.escape(message)):
-            store.write_json(path, 1)
+            store.write_json(path, "scores", {})
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    store.write_json(small_disk / "new" / "a.json", 1)
+    store.write_json(small_disk / "new" / "a.json", "scores", {})
 
 
 def test_json_comes_back_and_is_written_as_a_whole(tmp_path):
     path, value = tmp_path / "a" / "scores.json", {"mean": 1.5, "runs": [1, None], "ü": True}
-    store.write_json(path, value)
-    assert store.read_json(path) == value
+    store.write_json(path, "evaluation", value, {"data": "abc"})
+    assert store.read_json(path, "evaluation") == (value, {"data": "abc"})
     with pytest.raises(ValueError, match="JSON"):
-        store.write_json(path, {"mean": float("nan")})
-    assert store.read_json(path) == value
+        store.write_json(path, "evaluation", {"mean": float("nan")})
+    assert store.read_json(path, "evaluation") == (value, {"data": "abc"})
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", [None, b"", b'{"mean": 1', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b'{"mean": 1', b"\xff\xfe"])
 def test_json_that_cannot_be_read_is_refused(tmp_path, content):
     path = tmp_path / "scores.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"scores\.json: cannot be read \(.*\): delete it and"):
-        store.read_json(path)
+    path.write_bytes(content)
+    message = rf"{path}: cannot be read \(.*\): delete {path} and run snakemake again"
+    with pytest.raises(ArtifactError, match=message):
+        store.read_json(path, "evaluation")
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "3", "null", '{"mean": 41.2}'])
+def test_json_of_somebody_else_is_refused(tmp_path, content):
+    path = tmp_path / "scores.json"
+    path.write_text(content)
+    with pytest.raises(
+        ArtifactError, match=r"json: has no checksum, so apm did not write it: move"
+    ):
+        store.read_json(path, "evaluation")
+
+
+def test_json_that_is_missing_edited_or_of_another_kind_or_version_is_refused(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "scores.json"
+    with pytest.raises(ArtifactError, match=r"json: there is no such file: run snakemake"):
+        store.read_json(path, "evaluation")
+    store.write_json(path, "evaluation", {"mean": 41.25, "n": 5}, {"data": "abc"})
+    with pytest.raises(
+        ArtifactError, match="json: its kind is 'evaluation', expected 'ceiling': check"
+    ):
+        store.read_json(path, "ceiling")
+    for old, new in (("41.25", "47.25"), ('"abc"', '"abd"'), ('"n"', '"m"'), ('"format": 1', "")):
+        edited = tmp_path / "edited.json"
+        edited.write_text(path.read_text().replace(old, new, 1))
+        with pytest.raises(ArtifactError, match=r"edited\.json: (does not match|cannot be read)"):
+            store.read_json(edited, "evaluation")
+    monkeypatch.setattr(store, "FORMAT", 2)
+    with pytest.raises(ArtifactError, match="json: format version 1, this apm reads version 2"):
+        store.read_json(path, "evaluation")
 
 
 def test_an_input_of_other_content_is_refused(path, tmp_path):

@@ -155,7 +155,7 @@ def test_a_group_that_is_killed_and_resumed_has_the_same_bits(
         if done == 3:
             raise KeyboardInterrupt
 
-    resume, target = Resume(tmp_path / "resume", "teachers"), tmp_path / "a"
+    resume, target = Resume(tmp_path / "resume", "teachers", every=0), tmp_path / "a"
     with pytest.raises(KeyboardInterrupt):
         train_group(target, teacher_settings, [2, 3], digits, Run(cpu, resume, kill))
     assert shown == [(1, 4), (2, 4), (3, 4)] and not target.exists()

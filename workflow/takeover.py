@@ -1,8 +1,8 @@
 """Taking over the lock of a run that was killed, so that the plain command goes on.
 
-Snakemake locks what a run works on in files that outlive the run when it is killed, and then refuses
-to start until it is told to unlock. A lock of the operating system dies with its process: every run
-holds one, and where nobody holds one the locks that lie there are nobody's.
+Snakemake locks what a run works on in files that outlive a killed run, and then refuses to start
+until it is told to unlock. A lock of the operating system dies with its process: every run holds
+one, and where nobody holds one the locks that lie there are nobody's.
 """
 
 import fcntl

@@ -96,6 +96,7 @@ def job(snakemake: "Snakemake") -> Iterator[Job]:
                 _contents(snakemake),
             ]
             resume = Resume("work/.resume", identity, every=options["resume_interval"])
+            progress.line(f"unfinished work is kept in {resume.path}")
             stack.enter_context(_saving_when_asked_to_stop(resume))
             yield Job(settings, Run(compute, resume, progress), progress.line)
             resume.clear()

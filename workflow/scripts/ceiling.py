@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake) as this:
-    scores = ceiling(
-        PreparedData.open(snakemake.input.data),
-        this.settings,
-        this.run,
-    )
-    write_json(snakemake.output.scores, scores)
+    data = PreparedData.open(snakemake.input.data)
+    scores = ceiling(data, this.settings, this.run)
+    write_json(snakemake.output.scores, "ceiling", scores, {"data": data.artifact.content})

@@ -20,6 +20,7 @@ with job(snakemake) as this:
     results = collect(snakemake.wildcards.dataset, this.settings, sets, snakemake.input.scores)
     report.write_gallery(snakemake.output.gallery, sets)
     report.write_html(snakemake.output.table, results)
-    write_json(snakemake.output.results, results)
+    inputs = {name: one.artifact.content for name, one in sets.items()}
+    write_json(snakemake.output.results, "results", results, inputs)
     summarize_folder(Path(snakemake.output.results).parent)
     Console(file=sys.stderr).print(report.table(results))

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake) as this:
-    scores = evaluate(
-        load(snakemake.input.distilled),
-        PreparedData.open(snakemake.input.data),
-        this.settings,
-        this.run,
-    )
-    write_json(snakemake.output.scores, scores)
+    distilled = load(snakemake.input.distilled)
+    data = PreparedData.open(snakemake.input.data)
+    scores = evaluate(distilled, data, this.settings, this.run)
+    inputs = {"data": data.artifact.content, "distilled": distilled.artifact.content}
+    write_json(snakemake.output.scores, "evaluation", scores, inputs)

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake) as this:
-    proxies, source = read_json(snakemake.input.proxy), this.settings["source"]
+    proxies, inputs = read_json(snakemake.input.proxy, "ranking")
+    source = this.settings["source"]
     if source == "table":
         column = this.settings["column"]
         reference = table_reference(snakemake.input.reference, column, proxies["architectures"])
     else:
-        reference = read_json(snakemake.input.reference)["accuracies"][0]
-    write_json(snakemake.output.scores, compare(proxies, reference, source, this.settings["seed"]))
+        trained, _ = read_json(snakemake.input.reference, "ranking")
+        reference = trained["accuracies"][0]
+    scores = compare(proxies, reference, source, this.settings["seed"])
+    write_json(snakemake.output.scores, "agreement", scores, inputs)

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake) as this:
-    ranking = proxy(
-        load(snakemake.input.distilled),
-        PreparedData.open(snakemake.input.data),
-        this.settings,
-        this.run,
-    )
-    write_json(snakemake.output.ranking, ranking)
+    distilled = load(snakemake.input.distilled)
+    data = PreparedData.open(snakemake.input.data)
+    ranking = proxy(distilled, data, this.settings, this.run)
+    inputs = {"data": data.artifact.content, "distilled": distilled.artifact.content}
+    write_json(snakemake.output.ranking, "ranking", ranking, inputs)

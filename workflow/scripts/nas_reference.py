@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake) as this:
-    ranking = train_reference(
-        PreparedData.open(snakemake.input.data),
-        this.settings,
-        this.run,
-    )
-    write_json(snakemake.output.ranking, ranking)
+    data = PreparedData.open(snakemake.input.data)
+    ranking = train_reference(data, this.settings, this.run)
+    write_json(snakemake.output.ranking, "ranking", ranking, {"data": data.artifact.content})
