@@ -41,7 +41,9 @@ def evaluate(
 
     Returns: mean, sample standard deviation, n and runs of the test accuracy in percent, and
         seconds.
+    Raises ArtifactError when the set was not distilled from `data`.
     """
+    distilled.artifact.require_input("data", data.artifact)
     protocol = settings["protocol"]
     recipe = protocol_recipe(distilled.recipe, settings)
     targets = distilled.classes if protocol == "hard" else distilled.targets

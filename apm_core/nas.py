@@ -38,7 +38,9 @@ def proxy(
     """Train every network on the distilled set with the method's labels, `seeds` times.
 
     Returns: architectures (n); accuracies in percent, (seeds, n); seconds.
+    Raises ArtifactError when the set was not distilled from `data`.
     """
+    distilled.artifact.require_input("data", data.artifact)
     examples = Examples(
         distilled.images.to(run.compute.device), distilled.targets.to(run.compute.device)
     )

@@ -1,0 +1,420 @@
+"""Does anything get lost? The digits pipeline, killed, continued, and given damaged files.
+
+    python -m benchmarks.chaos --kills 60 --minutes 30
+    python -m benchmarks.chaos --damages 600
+
+Kills: SIGKILL to the whole process group at random moments, a third of them while a file is being
+written; the same command goes on. After every kill each file that is there must be whole, and after
+every run that ends all contents must be those of a run that was left alone. Damages: files of a
+finished run truncated, with a flipped bit, emptied, replaced by one of another kind, of another run
+or of a newer format; what reads them must refuse them in one line. The figures go to
+benchmarks/results/chaos_cpu.json, each part beside the other.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from apm_core import distilled, store
+from apm_core.collect import collect, summarize_folder
+from apm_core.device import choose
+from apm_core.errors import ApmError, ArtifactError
+from apm_core.merge import merge
+from apm_core.prepare import PreparedData
+from apm_core.resume import Resume
+from apm_core.teachers import TeacherPool
+from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.pipeline import Plan, config_of, overlaid
+
+CONFIG = ROOT / "benchmarks/chaos.yaml"
+TARGET = "results/digits_ipc4.json"
+OUT = RESULTS / "chaos_cpu.json"
+KINDS = ("data", "teachers", "shard", "distilled set")
+TIMES = ("seconds", "date", "peak_memory_bytes")  # keys of what two equal runs do not share
+
+
+# What is there, and whether it is whole
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The artifacts and score files under `folder`, temporary ones left out."""
+    found = [*folder.glob("work/digits/**/*"), *folder.glob("results/digits*")]
+    return sorted(f for f in found if f.suffix in (".zip", ".json") and f.name[0] != ".")
+
+
+def kind_of(path: Path) -> str:
+    """The kind of artifact that the workflow lays down at `path`."""
+    if path.suffix == ".zip":
+        if path.parent.name == "results":
+            return "distilled set"
+        place = path.parts[path.parts.index("digits") + 1]
+        return {"data.zarr.zip": "data", "distill": "shard"}.get(place, "teachers")
+    place = path.parent.name
+    if place == "nas":
+        return "ranking" if path.stem == "reference" or "proxy" in path.name else "agreement"
+    return {"results": "results", "ceiling": "ceiling"}.get(place, "evaluation")
+
+
+def content_of(path: Path) -> str:
+    """What a file holds, without times; raises ArtifactError when it is not whole."""
+    if path.suffix == ".zip":
+        return store.read(path, kind_of(path)).content
+    figures, _ = store.read_json(path, kind_of(path))
+    return json.dumps(_timeless(figures), sort_keys=True)
+
+
+def _timeless(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if not k.endswith(TIMES)}
+    return value
+
+
+# Kills
+
+
+@dataclass
+class Found:
+    """What the kills brought to light."""
+
+    kills: Counter = field(default_factory=Counter)  # by stage that was running
+    lost: dict[str, list[float]] = field(default_factory=dict)  # seconds of work, by stage
+    while_writing: int = 0
+    runs: int = 0  # that ended
+    different: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    left: int = 0  # temporary files in a folder whose run ended
+
+
+def started(folder: Path) -> subprocess.Popen:
+    """The plain command, in a process group of its own."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
+    command += ["--directory", folder, "--configfile", CONFIG, "--cores", "2", "--", TARGET]
+    with (folder.parent / "run.log").open("w") as log:
+        return subprocess.Popen(
+            command, cwd=folder, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def ended(process: subprocess.Popen, folder: Path, seconds: float, *, writing: bool) -> bool:
+    """Whether the run ended by itself within `seconds`; with `writing`, wait on for a file that is
+    being written.
+    """
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(seconds) is not None
+    deadline = time.monotonic() + 10 * writing
+    places = [folder, folder / "work/.resume", folder / "results", *folder.glob("work/digits/**/")]
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(name.endswith(".tmp") for place in places for name in names_in(place)):
+            break
+    return process.poll() is not None
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, none if it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        return [path.name for path in folder.iterdir()]
+    return []
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to all of the process group, and wait until it is gone."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+
+
+def unfinished(folder: Path, since: float) -> Iterator[tuple[str, float]]:
+    """Stage and seconds of work lost of each job that had begun after `since` and was killed now.
+
+    What is lost began with the last save or, where there was none, with the job.
+    """
+    now = time.time()
+    for log in folder.glob("logs/digits/*.log"):
+        lines = log.read_text().splitlines()
+        if log.stat().st_mtime < since or not lines or lines[-1].endswith(" done"):
+            continue
+        clock = datetime.strptime(lines[0].split()[0], "%H:%M:%S").time()
+        began = datetime.combine(datetime.now(), clock).timestamp()
+        named = [line.split(" kept in ", 1)[1] for line in lines if " kept in " in line]
+        saves = [folder / name for name in named if (folder / name).is_file()]
+        times = [save.stat().st_mtime for save in saves]
+        yield log.name.split(".")[0], now - max([began, *times])
+
+
+def kills(count: int, minutes: float, seed: int) -> dict[str, Any]:
+    """Kill runs until there were `count` kills, or the time is up, and look at what is there."""
+    generator, found = random.Random(seed), Found()
+    deadline = time.monotonic() + 60 * minutes
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place, "whole")
+        expected = whole_run(folder)
+        while found.kills.total() < count and time.monotonic() < deadline:
+            folder = Path(place, "killed")
+            folder.mkdir()
+            while True:
+                since, process = time.time(), started(folder)
+                writing = generator.random() < 1 / 3
+                over = found.kills.total() >= count or time.monotonic() > deadline
+                wait = 600 if over else generator.uniform(2, 25)
+                if ended(process, folder, wait, writing=writing and not over):
+                    break
+                kill(process)
+                look(found, folder, since)
+            found.runs += 1
+            if process.returncode:
+                found.failed.append(Path(place, "run.log").read_text()[-2000:])
+            compare(found, folder, expected)
+            shutil.rmtree(folder)
+    lost = {stage: found.lost[stage] for stage in sorted(found.lost)}
+    return {
+        "kills": found.kills.total(),
+        "by stage": dict(found.kills.most_common()),
+        "while a file was being written": found.while_writing,
+        "runs ended": found.runs,
+        "contents unlike those of the unbroken run": found.different,
+        "files not whole after a kill": found.broken,
+        "runs that did not go on": found.failed,
+        "temporary files left in the end": found.left,
+        "resume interval, s": config_of([CONFIG])["compute"]["resume_interval"],
+        "work lost, s": {
+            stage: {"median": statistics.median(all_), "max": max(all_), "n": len(all_)}
+            for stage, all_ in lost.items()
+        },
+    }
+
+
+def whole_run(folder: Path) -> dict[str, str]:
+    """A run that is left alone; returns the contents of its files."""
+    folder.mkdir(parents=True)
+    process = started(folder)
+    if process.wait():
+        sys.exit((folder.parent / "run.log").read_text())
+    return {str(path.relative_to(folder)): content_of(path) for path in files_of(folder)}
+
+
+def look(found: Found, folder: Path, since: float) -> None:
+    """Note what a kill hit, and whether all that is there is whole."""
+    running = list(unfinished(folder, since))
+    for stage, seconds in running:
+        found.lost.setdefault(stage, []).append(seconds)
+    found.kills[" + ".join(sorted(stage for stage, _ in running)) or "between jobs"] += 1
+    found.while_writing += any(folder.rglob("*.tmp"))
+    for path in files_of(folder):
+        try:
+            content_of(path)
+        except ArtifactError as error:
+            found.broken.append(str(error))
+
+
+def compare(found: Found, folder: Path, expected: dict[str, str]) -> None:
+    """Note what is not as in the run that was left alone."""
+    for name, content in expected.items():
+        path = folder / name
+        if not path.is_file() or content_of(path) != content:
+            found.different.append(name)
+    found.left += len(list(folder.rglob("*.tmp"))) + len(list(folder.glob("work/.resume/*")))
+
+
+# Damages
+
+
+def truncated(data: bytes, generator: random.Random) -> bytes:
+    """The beginning of a file."""
+    return data[: generator.randrange(1, len(data))]
+
+
+def flipped(data: bytes, generator: random.Random) -> bytes:
+    """The file with one other bit."""
+    place, changed = generator.randrange(8 * len(data)), bytearray(data)
+    changed[place // 8] ^= 1 << place % 8
+    return bytes(changed)
+
+
+def newer(path: Path) -> None:
+    """Rewrite the file as one of a later format, sound in all else."""
+    if path.suffix == ".json":
+        text = path.read_text().replace(
+            f'"format": {store.FORMAT}', f'"format": {store.FORMAT + 1}'
+        )
+        value = json.loads(text)
+        value.pop("content")
+        value["content"] = store._checksum(value)
+        path.write_text(json.dumps(value))
+    elif path.suffix == ".pt":
+        saved = torch.load(path, weights_only=True)
+        torch.save({**saved, "format": saved["format"] + 1}, path)
+    else:
+        with zipfile.ZipFile(path) as old:
+            members = {name: old.read(name) for name in old.namelist()}
+        root = json.loads(members["zarr.json"])
+        root["attributes"]["format"] += 1
+        members["zarr.json"] = json.dumps(root).encode()
+        with zipfile.ZipFile(path, "w") as new:
+            for name, content in members.items():
+                new.writestr(name, content)
+
+
+class Reader:
+    """A finished run in `folder`, read as the stages read it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.plan = folder, Plan(overlaid(config_of([CONFIG])))
+        self.compute = choose("cpu")
+        self.resume = Resume(folder / "work/.resume", "chaos")
+
+    def read(self, path: Path) -> str:
+        """Whatever stage reads `path` looks at it; returns its content."""
+        if path.suffix == ".pt":
+            return json.dumps(self.resume.load())
+        content, kind = content_of(path), kind_of(path)
+        work, results = self.folder / "work/digits", self.folder / "results"
+        data = PreparedData.open(work / "data.zarr.zip")
+        pools = {
+            name: TeacherPool.open(sorted(work.glob(f"{name}/*.zip")), data, self.compute)
+            for name in ("teachers", "experts")
+            if kind in ("data", "teachers")
+        }
+        del pools
+        if kind in ("data", "shard"):
+            method = path.parent.name.split(".")[0] if kind == "shard" else "random"
+            shards = sorted(work.glob(f"distill/{method}.*/*.zip"))
+            teachers = TeacherPool.open(sorted(work.glob("teachers/*.zip")), data, self.compute)
+            settings = json.loads(self.plan.merge(method))
+            merge(self.folder / "merged.zip", settings, shards, data, teachers, self.compute)
+        if kind == "results":
+            summarize_folder(results)
+        elif kind != "shard":
+            sets = {
+                file.name.split(".")[1]: distilled.load(file) for file in results.glob("*.zarr.zip")
+            }
+            scores = [*work.glob("ceiling/*"), *work.glob("evaluate/*/*")]
+            scores += [file for file in work.glob("nas/ipc*") if "proxy" not in file.name]
+            collect("digits", json.loads(self.plan.collect()), sets, scores)
+        return content
+
+
+def damages(count: int, seed: int) -> dict[str, Any]:
+    """Damage files of a finished run one at a time, `count` times, and read them."""
+    generator, tally = random.Random(seed), Counter()
+    missed, shown = [], {}
+    with tempfile.TemporaryDirectory() as place:
+        folder, other = Path(place, "one/run"), Path(place, "two/run")
+        whole_run(folder)
+        other_run(other)
+        reader = Reader(folder)
+        reader.resume.save({"round": 3, "rates": [0.1] * 200})
+        Resume(other / "work/.resume", "other").save({"round": 4, "rates": [0.2] * 200})
+        files = [*files_of(folder), reader.resume.path]
+        before = {path: (path.read_bytes(), reader.read(path)) for path in files}
+        for _ in range(count):
+            path = generator.choice(files)
+            data, content = before[path]
+            name, damage = generator.choice(list(how(path, data, other, files, generator).items()))
+            damage()
+            outcome, message = result_of(reader, path, content)
+            tally[f"{name}: {outcome}"] += 1
+            shown.setdefault(
+                f"{kind_of(path) if path.suffix != '.pt' else 'resume'}, {name}", message
+            )
+            if outcome in ("missed", "not one line"):
+                missed.append(f"{path.relative_to(folder)}, {name}: {message}")
+            path.write_bytes(data)
+    return {
+        "damages": count,
+        "outcomes": dict(sorted(tally.items())),
+        "missed": missed,
+        "messages": {
+            what: message.replace(place, "") for what, message in sorted(shown.items()) if message
+        },
+    }
+
+
+def other_run(folder: Path) -> None:
+    """A finished run under another seed."""
+    changed = folder.parent / "other.yaml"
+    folder.mkdir(parents=True)
+    changed.write_text(yaml.safe_dump(overlaid(yaml.safe_load(CONFIG.read_text()), {"seed": 1})))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
+    command += ["--directory", folder, "--configfile", changed, "--cores", "2", "--quiet", "all"]
+    subprocess.run([*command, "--", TARGET], cwd=folder, check=True, capture_output=True)
+
+
+def how(
+    path: Path, data: bytes, other: Path, files: list[Path], generator: random.Random
+) -> dict[str, Callable[[], object]]:
+    """The ways to damage a file."""
+    strangers = [f for f in files if f.suffix != path.suffix or kind_of(f) != kind_of(path)]
+    root = files[0]
+    while root.name != "run":
+        root = root.parent
+    twin = other / path.relative_to(root)
+    if path.suffix == ".pt":
+        twin = next(other.glob("work/.resume/*.pt"))
+    ways = {
+        "truncated": lambda: path.write_bytes(truncated(data, generator)),
+        "bit flipped": lambda: path.write_bytes(flipped(data, generator)),
+        "emptied": lambda: path.write_bytes(b""),
+        "of another kind": lambda: path.write_bytes(generator.choice(strangers).read_bytes()),
+        "of a newer format": lambda: newer(path),
+    }
+    if path.suffix == ".pt" or kind_of(path) not in ("results", "ranking"):
+        ways["of another run"] = lambda: path.write_bytes(twin.read_bytes())
+    return ways
+
+
+def result_of(reader: Reader, path: Path, content: str) -> tuple[str, str]:
+    """What came of reading a damaged file, and the message."""
+    try:
+        read = reader.read(path)
+    except ApmError as error:
+        message = str(error)
+        named = ": " in message and "\n" not in message
+        return ("refused" if named else "not one line"), message
+    return ("harmless" if read == content else "missed"), ""
+
+
+def main() -> None:
+    """Run the part that is asked for, and write it beside the other."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=30, help="at most, for the kills")
+    parser.add_argument("--damages", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    report = json.loads(OUT.read_text()) if OUT.is_file() else {}
+    if options.kills:
+        report["killed"] = {**machine(), **kills(options.kills, options.minutes, options.seed)}
+    if options.damages:
+        report["damaged"] = {**machine(), **damages(options.damages, options.seed)}
+    print(json.dumps(report, indent=1))
+    write(OUT, report)
+
+
+if __name__ == "__main__":
+    main()
