@@ -19,6 +19,17 @@ from apm_core.teachers import TeacherPool, train_group
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that wait for minutes too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="waits for minutes: needs --slow"))
+
+
 @pytest.fixture(scope="session")
 def cifar10_dir(tmp_path_factory):
     """A folder with the official CIFAR-10 files, if a copy of them lies beside the repository."""

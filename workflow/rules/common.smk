@@ -62,9 +62,14 @@ def pool_for_distillation(wildcards):
     return pool_files(pool) if pool else []
 
 
-def distill_mem_mb(wildcards, input):
+def growing(amount):
+    """A resource that grows with every attempt: a job that was killed for want of it gets more."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def distill_mem_mb(wildcards, input, attempt):
     """Memory of a distillation job, which holds the networks that it distils from."""
-    return 16000 + int(1.5 * input.size_mb)
+    return (16000 + int(1.5 * input.size_mb)) * attempt
 
 
 def pool_for_labels(wildcards):

@@ -7,8 +7,8 @@ rule prepare:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        mem_mb=16000,
-        runtime=60,
+        mem_mb=growing(16000),
+        runtime=growing(60),
     params:
         settings=PLAN.prepare(),
     script:

@@ -12,7 +12,7 @@ rule distill:
     resources:
         gpu=gpus,
         mem_mb=distill_mem_mb,
-        runtime=720,
+        runtime=growing(720),
     params:
         settings=lambda wildcards: PLAN.distill(wildcards.method),
     script:
@@ -32,8 +32,8 @@ rule merge:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        mem_mb=16000,
-        runtime=30,
+        mem_mb=growing(16000),
+        runtime=growing(30),
     params:
         settings=lambda wildcards: PLAN.merge(wildcards.method),
     script:

@@ -14,8 +14,8 @@ rule evaluate:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=16000,
-        runtime=240,
+        mem_mb=growing(16000),
+        runtime=growing(240),
     params:
         settings=lambda wildcards: PLAN.evaluate(wildcards.network, wildcards.protocol),
     script:
@@ -34,8 +34,8 @@ rule ceiling:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=16000,
-        runtime=240,
+        mem_mb=growing(16000),
+        runtime=growing(240),
     params:
         settings=lambda wildcards: PLAN.ceiling(wildcards.network),
     script:

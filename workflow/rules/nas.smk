@@ -10,8 +10,8 @@ rule nas_reference:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=16000,
-        runtime=1440,
+        mem_mb=growing(16000),
+        runtime=growing(1440),
     params:
         settings=PLAN.nas_reference(),
     script:
@@ -31,8 +31,8 @@ rule nas_proxy:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=16000,
-        runtime=720,
+        mem_mb=growing(16000),
+        runtime=growing(720),
     params:
         settings=PLAN.nas_proxy(),
     script:

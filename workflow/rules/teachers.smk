@@ -10,8 +10,8 @@ rule teachers:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=16000,
-        runtime=240,
+        mem_mb=growing(16000),
+        runtime=growing(240),
     params:
         settings=lambda wildcards: PLAN.pool(wildcards.pool),
     script:

@@ -1,0 +1,197 @@
+"""The pipeline on a real SLURM, disturbed: it ends with the contents of a run on this machine."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from apm_core import store
+from tests.slurm.cluster import Cluster, wait_for
+
+REPO = Path(__file__).parents[2]
+CONFIG = REPO / "tests/slurm/shards.yaml"
+SET = "results/digits_ipc4.apm.zarr.zip"
+PATIENCE = 300  # seconds that a run may take
+pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if reason := Cluster.why_not():
+        pytest.skip(reason)
+    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's profile with the lines of this site: no database, and short waits."""
+    settings = yaml.safe_load((REPO / "profiles/slurm/profile.yaml").read_text())
+    settings |= {
+        "slurm-status-command": "squeue",
+        "slurm-init-seconds-before-status-checks": 1,
+        "latency-wait": 5,
+    }
+    settings["default-resources"] |= {"slurm_partition": "gpu"}
+    folder = tmp_path_factory.mktemp("profiles") / "site"
+    folder.mkdir()
+    (folder / "profile.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The content of every artifact of a run."""
+    files = [*folder.glob("work/digits/**/*.zip"), *folder.glob("results/*.zip")]
+    return {str(f.relative_to(folder)): store.content_of(f) for f in files if f.name[0] != "."}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on this machine without SLURM."""
+    folder = tmp_path_factory.mktemp("local")
+    done = subprocess.run(
+        command(folder, "--cores", "2"), cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(local: Path) -> dict[str, str]:
+    """The contents of the run on this machine."""
+    found = contents(local)
+    assert len(found) == 5  # data, teachers, two shards, the set
+    return found
+
+
+@pytest.fixture
+def prepared(local: Path, tmp_path: Path) -> Path:
+    """A folder in which data and teachers are there already."""
+    for name in ("data.zarr.zip", "teachers/0.zarr.zip"):
+        file = tmp_path / "work/digits" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(local / "work/digits" / name, file)
+    return tmp_path
+
+
+def command(folder: Path, *options: str, settings: dict | None = None) -> list[str]:
+    configs = [str(CONFIG)]
+    if settings:
+        (folder / "edit.yaml").write_text(yaml.safe_dump(settings))
+        configs.append(str(folder / "edit.yaml"))
+    start = [sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile")]
+    start += ["--directory", str(folder), *options, "--configfile", *configs]
+    return [*start, "--", SET]
+
+
+def submitted(folder: Path, cluster: Cluster, profile: Path, **more: object) -> subprocess.Popen:
+    """The pipeline, started on the cluster."""
+    options = ["--workflow-profile", str(profile)]
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            command(folder, *options, **more),
+            cwd=folder,
+            env=cluster.environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def ends_well(process: subprocess.Popen, folder: Path, expected: dict[str, str]) -> None:
+    try:
+        code = process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+    assert code == 0, (folder / "log").read_text()
+    assert contents(folder) == expected
+    assert not list(folder.rglob("*.tmp")) and not list(folder.glob("work/.resume/*"))
+
+
+def distilling(cluster: Cluster, folder: Path, count: int) -> list[str]:
+    """Wait until `count` shards are being distilled and have saved something; their jobs."""
+
+    def running() -> list[str]:
+        return cluster.jobs("running", "rule_distill")
+
+    wait_for(lambda: len(running()) == count, PATIENCE, f"{count} jobs that distil")
+    saved = folder / "work/.resume"
+    wait_for(lambda: len(list(saved.glob("*.pt"))) >= count, 60, "saved rounds")
+    return running()
+
+
+def test_jobs_that_are_cancelled_or_preempted_and_a_controller_that_restarts(
+    cluster, profile, expected, tmp_path
+):
+    process = submitted(tmp_path, cluster, profile)
+    first, second = distilling(cluster, tmp_path, 2)
+    shown = [cluster.shown(job) for job in (first, second)]
+    assert {one["NodeList"] for one in shown} == {"n1", "n2"}
+    assert [one["JOB_GRES"] for one in shown] == ["gpu:1", "gpu:1"]
+    cluster.call("scancel", first)
+    cluster.call("scontrol", "requeue", second)  # what preemption does
+    cluster.stop("slurmctld")
+    cluster.start_controller()
+    ends_well(process, tmp_path, expected)
+    log = (tmp_path / "log").read_text()
+    assert "CANCELLED" in log and len(re.findall("Trying to restart job", log)) == 1
+    assert int(cluster.shown(second)["Restarts"]) == 1
+    going_on = [file.read_text() for file in tmp_path.glob("logs/digits/distill.*.log")]
+    assert all("going on from round" in text for text in going_on)
+
+
+def test_a_killed_snakemake_leaves_jobs_that_one_line_cancels(cluster, profile, expected, prepared):
+    process = submitted(prepared, cluster, profile)
+    orphans = distilling(cluster, prepared, 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert cluster.jobs("running", "rule_distill") == orphans
+    [line] = re.findall(r"^squeue .*scancel$", (REPO / "README.md").read_text(), re.MULTILINE)
+    subprocess.run(
+        line, shell=True, cwd=prepared, env=cluster.environment, check=True, executable="/bin/bash"
+    )
+    wait_for(lambda: not cluster.jobs(), 30, "the end of the orphans")
+    ends_well(submitted(prepared, cluster, profile), prepared, expected)
+
+
+@pytest.mark.slow
+def test_a_lost_node_and_a_time_limit(cluster, profile, expected, prepared):
+    process = submitted(prepared, cluster, profile)
+    job = distilling(cluster, prepared, 2)[0]
+    cluster.call("scontrol", "update", f"JobId={second_of(cluster, job)}", "TimeLimit=1")
+    node = cluster.shown(job)["NodeList"]
+    cluster.stop(node)
+    for pid in job_processes(job):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: cluster.shown(job)["JobState"] != "RUNNING", 60, "a lost node")
+    cluster.start_node(node)
+    ends_well(process, prepared, expected)
+
+
+def second_of(cluster: Cluster, job: str) -> str:
+    """The other job that distils."""
+    return next(one for one in cluster.jobs("running", "rule_distill") if one != job)
+
+
+def job_processes(job: str) -> list[int]:
+    """The processes of a job, its step daemons included."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            environment = (place / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        step = words[0].startswith(f"slurmstepd: [{job}.".encode())
+        if step or f"SLURM_JOB_ID={job}".encode() in environment:
+            found.append(int(place.name))
+    return found
