@@ -380,7 +380,7 @@ def how(
         "of another kind": lambda: path.write_bytes(generator.choice(strangers).read_bytes()),
         "of a newer format": lambda: newer(path),
     }
-    if path.suffix == ".pt" or kind_of(path) not in ("results", "ranking"):
+    if path.suffix == ".pt" or kind_of(path) not in ("results", "ranking"):  # `nas` reads rankings
         ways["of another run"] = lambda: path.write_bytes(twin.read_bytes())
     return ways
 

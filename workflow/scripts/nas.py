@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from _job import job
 
+from apm_core.errors import ArtifactError
 from apm_core.nas import compare, table_reference
 from apm_core.store import read_json, write_json
 
@@ -17,7 +18,11 @@ with job(snakemake) as this:
         column = this.settings["column"]
         reference = table_reference(snakemake.input.reference, column, proxies["architectures"])
     else:
-        trained, _ = read_json(snakemake.input.reference, "ranking")
+        trained, made_from = read_json(snakemake.input.reference, "ranking")
+        if made_from["data"] != inputs["data"]:
+            raise ArtifactError(
+                f"{snakemake.input.reference}: was measured on other data: delete it and run again"
+            )
         reference = trained["accuracies"][0]
     scores = compare(proxies, reference, source, this.settings["seed"])
     write_json(snakemake.output.scores, "agreement", scores, inputs)
