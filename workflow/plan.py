@@ -7,7 +7,8 @@ stage's number in ALGORITHM together with a change of its results.
 """
 
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ ALGORITHM = {
 POOLS = ("teachers", "aligned_teachers", "experts", "flat_experts")
 NOT_OPTIONS = {"rounds", "recipe", "network", "labels", "label_epoch"}  # keys of a method for Plan
 DEVICES = Path("/dev")
+LONGEST = 400  # characters of a message about one value
 Settings = dict[str, Any]
 
 
@@ -42,6 +44,18 @@ def check_schema(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: list(e.path))
     if errors:
         raise ConfigError(_one_line(errors[0]))
+    for key, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"config: {key}: {value} is not a finite number")
+
+
+def _leaves(value: Any, *path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - config values
+    if isinstance(value, Mapping | list):
+        inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in inner:
+            yield from _leaves(item, *path, str(key))
+    else:
+        yield ".".join(path), value
 
 
 def _one_line(error: Any) -> str:  # noqa: ANN401 - jsonschema.ValidationError
@@ -53,7 +67,10 @@ def _one_line(error: Any) -> str:  # noqa: ANN401 - jsonschema.ValidationError
         close = difflib.get_close_matches(unknown, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
         return f"config: {full}: there is no such key; {hint}"
-    message = f"config: {key}: {error.message}"
+    found = error.message
+    if len(found) > LONGEST:  # it quotes the value
+        found = f"{found[: LONGEST // 2]} ... {found[-LONGEST // 2 :]}"
+    message = f"config: {key}: {found}"
     value = error.instance
     if error.validator == "type" and isinstance(value, str) and _is_number(value):
         message += f" (YAML reads {value} as text: write {float(value):.1e} with a point)"
