@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,6 +97,19 @@ def test_unfinished_work_is_kept_until_the_job_succeeds(snakemake):
     assert not list(Path("work/.resume").iterdir())
 
 
+def test_inputs_from_the_future_are_dated_as_made_now(snakemake, tmp_path):
+    scores, table = tmp_path / "scores.json", tmp_path / "table.csv"
+    snakemake.input, tomorrow = Named(scores=str(scores), table=str(table)), time.time() + 86400
+    for file in (scores, table):
+        file.touch()
+        os.utime(file, (tomorrow, tomorrow))
+    with job(snakemake):
+        pass
+    assert time.time() - 60 < scores.stat().st_mtime <= time.time()
+    assert table.stat().st_mtime == pytest.approx(tomorrow)  # the user's own
+    assert f"the clock was set back: {scores}, from the future" in log_of(snakemake)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_job_that_is_asked_to_stop_saves_and_ends_with_a_code_to_retry(snakemake, name, capsys):
     snakemake.config["compute"]["resume_interval"] = 1000
@@ -117,14 +131,17 @@ def test_a_job_that_is_asked_to_stop_saves_and_ends_with_a_code_to_retry(snakema
         assert this.run.resume.load() == {"done": [0, 1]}
 
 
-def test_a_second_signal_ends_the_job_at_once(tmp_path):
+def test_a_later_signal_ends_the_job_at_once(tmp_path):
     script = (
         "import signal, time\n"
+        "import _job\n"
         "from _job import _saving_when_asked_to_stop\n"
         "from apm_core.resume import Resume\n"
         "with _saving_when_asked_to_stop(Resume('.', 0)):\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
         "    print('goes on', flush=True)\n"
+        "    _job.SAME_SIGNAL_S = 0\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    print('never')\n"
     )

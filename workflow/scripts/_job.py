@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake as Snakemake
 
 LOG_EVERY_S = 10.0
+SAME_SIGNAL_S = 3.0
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -89,6 +90,7 @@ def job(snakemake: "Snakemake") -> Iterator[Job]:
             progress.line(
                 f"on {compute.device} in {compute.precision} with {snakemake.threads} threads"
             )
+            _date_back(snakemake, progress.line)
             identity = [
                 snakemake.rule,
                 settings,
@@ -116,13 +118,16 @@ def job(snakemake: "Snakemake") -> Iterator[Job]:
 @contextmanager
 def _saving_when_asked_to_stop(resume: Resume) -> Iterator[None]:
     """SIGTERM (scancel, preemption, a time limit), SIGUSR1 (the warning before one) and SIGINT make
-    the job save and end; a second one ends it at once.
+    the job save and end. A later one ends it at once; SLURM sends the same one several times.
     """
+    asked = None
 
     def ask(number: int, _: object) -> None:
-        if resume.stopping is not None:
+        nonlocal asked
+        if asked is not None and time.monotonic() - asked > SAME_SIGNAL_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        asked = asked or time.monotonic()
         resume.stopping = number
 
     before = {number: signal.signal(number, ask) for number in STOPPING}
@@ -131,6 +136,21 @@ def _saving_when_asked_to_stop(resume: Resume) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _date_back(snakemake: "Snakemake", log: Callable[[str], None]) -> None:
+    """Date inputs from the future, made before the clock was set back, as made now: Snakemake would
+    find the output older than them and delete it.
+    """
+    for path in _artifacts(snakemake.input):
+        if path.stat().st_mtime > time.time():
+            log(f"the clock was set back: {path}, from the future, is dated as made now")
+            os.utime(path)
+
+
+def _artifacts(paths: Iterable[str]) -> list[Path]:
+    """Those of the paths that the pipeline makes itself."""
+    return [Path(path) for path in paths if path.endswith((".zarr.zip", ".json"))]
 
 
 def _bar() -> Progress:
@@ -146,7 +166,7 @@ def _bar() -> Progress:
 
 def _contents(snakemake: "Snakemake") -> list[str]:
     """What the inputs hold: a state is only continued on the very data it was made with."""
-    return [content_of(path) for path in snakemake.input if path.endswith(".zarr.zip")]
+    return [content_of(path) for path in _artifacts(snakemake.input) if path.suffix == ".zip"]
 
 
 def _wildcards(snakemake: "Snakemake") -> str:
