@@ -96,8 +96,8 @@ def submit(cluster: Cluster, profile: Path) -> Iterator[Callable[..., subprocess
     """Starts the pipeline on the cluster; what still runs in the end is ended."""
     started = []
 
-    def start(folder: Path, settings: dict | None = None) -> subprocess.Popen:
-        options = ["--workflow-profile", str(profile)]
+    def start(folder: Path, *more: str, settings: dict | None = None) -> subprocess.Popen:
+        options = ["--workflow-profile", str(profile), *more]
         with (folder / "log").open("a") as log:
             process = subprocess.Popen(
                 command(folder, *options, settings=settings),
@@ -156,8 +156,10 @@ def test_jobs_that_are_cancelled_or_preempted_and_a_controller_that_restarts(
 
 
 def test_a_killed_snakemake_leaves_jobs_that_one_line_cancels(cluster, submit, expected, prepared):
-    process = submit(prepared)
+    by_gres = ["--set-resources", "distill:gpu=0", "distill:gres=gpu:1"]
+    process = submit(prepared, *by_gres)
     orphans = distilling(cluster, prepared, 2)
+    assert [cluster.shown(job)["JOB_GRES"] for job in orphans] == ["gpu:1", "gpu:1"]
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert cluster.jobs("running", "rule_distill") == orphans
@@ -174,7 +176,7 @@ def test_a_lost_node_and_a_time_limit(cluster, submit, prepared, tmp_path_factor
     longer = {"distill": {"rounds": 1500}}
     alone = tmp_path_factory.mktemp("alone")
     shutil.copytree(prepared / "work", alone / "work")
-    process = submit(prepared, longer)
+    process = submit(prepared, settings=longer)
     lost, late = distilling(cluster, prepared, 2)
     cluster.call("scontrol", "update", f"JobId={late}", "TimeLimit=1")
     node = cluster.shown(lost)["NodeList"]

@@ -82,7 +82,8 @@ def job(snakemake: "Snakemake") -> Iterator[Job]:
         bar = stack.enter_context(_bar()) if sys.stderr.isatty() else None
         progress = ShownProgress(f"{snakemake.rule} {_wildcards(snakemake)}".strip(), log, bar)
         progress.line(f"settings {json.dumps(settings)}")
-        device = options["device"] if snakemake.resources.get("gpu", 0) else "cpu"
+        asked = snakemake.resources.get("gpu", 0) or "gpu" in snakemake.resources.get("gres", "")
+        device = options["device"] if asked else "cpu"
         try:
             chosen = stack.enter_context(reserved(device))
             precision = settings.get("precision", "auto")
