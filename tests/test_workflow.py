@@ -3,16 +3,20 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from apm_core import load, store
 from apm_core.device import Compute
@@ -225,6 +229,79 @@ def test_a_killed_shard_goes_on_with_the_same_bits(finished, tmp_path):
         contents[name] = store.read(folder / shard, "shard").content
         assert not any((folder / "work/.resume").glob("*.pt"))
     assert contents["killed"] == contents["unbroken"]
+
+
+def started(folder: Path, settings: dict, target: str) -> subprocess.Popen:
+    """A run that goes on beside the test."""
+    return subprocess.Popen(
+        command(folder, "--", target, settings=settings),
+        cwd=folder,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def until(there: Callable[[], object], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not there():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(tmp_path):
+    shard = "work/digits/distill/apm.ipc10/0.zarr.zip"
+    settings = {"distill": {"rounds": 800}}
+    process = started(tmp_path, settings, shard)
+    until((tmp_path / "logs/digits/prepare.log").is_file, process)
+    text = failure(tmp_path, "--", shard, settings=settings)
+    assert "Directory cannot be locked" in text and "Traceback" not in text
+    assert process.wait(120) == 0 and (tmp_path / shard).is_file()
+    assert "Nothing to be done" in run(tmp_path, "--", shard, settings=settings)
+
+
+def test_a_stopped_job_saves_says_so_and_is_continued(finished, tmp_path):
+    shard = "work/digits/distill/apm.ipc10/0.zarr.zip"
+    for name in ("data.zarr.zip", "teachers/0.zarr.zip"):
+        file = tmp_path / "work/digits" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(finished / "work/digits" / name, file)
+    settings = {"distill": {"rounds": 100}, "compute": {"resume_interval": 1000}}
+    process = started(tmp_path, settings, shard)
+    log = tmp_path / "logs/digits/distill.apm.ipc10.0.log"
+    until(lambda: log.is_file() and "1/101" in log.read_text(), process)
+    os.killpg(process.pid, signal.SIGTERM)  # as SLURM does to all of a job
+    assert process.wait(120) != 0
+    assert log.read_text().splitlines()[-1].endswith("the same command goes on from there")
+    [saved] = (tmp_path / "work/.resume").glob("*.pt")
+    done = torch.load(saved, weights_only=True)["state"]["round"]
+    run(tmp_path, "--", shard, settings=settings)
+    assert f"going on from round {done} of 101" in log.read_text()
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(small_disk):
+    (small_disk / "filling").write_bytes(b"x" * (1 << 20))
+    (small_disk / "filling").write_bytes(b"x" * (960 << 10))
+    data = "work/digits/data.zarr.zip"
+    text = failure(small_disk, "--", data)
+    assert "No space left on device" in text
+    (small_disk / "filling").unlink()
+    run(small_disk, "--", data)
+    assert store.read(small_disk / data, "data").arrays["train_images"].size
+
+
+def test_hostile_names_are_names(tmp_path):
+    pets = tmp_path / "$(touch pwned); touch pwned; `touch pwned` & 'pets\""
+    random = np.random.default_rng(0)
+    for part, name, k in product(("train", "test"), ("$(touch pwned)", "a;b", "-rf"), range(3)):
+        file = pets / part / name / f"{k} $(touch pwned).png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8), np.uint8)).save(file)
+    dataset = {"name": "pets", "source": "folder", "data_dir": str(pets), "resolution": 8}
+    run(tmp_path, "--", "work/pets/data.zarr.zip", settings={"dataset": dataset, "ipc": 2})
+    data = PreparedData.open(tmp_path / "work/pets/data.zarr.zip")
+    assert list(data.class_names) == sorted(["$(touch pwned)", "a;b", "-rf"])
+    assert not list(tmp_path.rglob("pwned")) and not (REPO / "pwned").exists()
 
 
 def test_a_damaged_artifact_is_refused_in_one_line(finished, tmp_path):

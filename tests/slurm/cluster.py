@@ -53,8 +53,9 @@ class Cluster:
 
     nodes = ("n1", "n2")
 
-    def __init__(self, folder: Path, port: int = 27817) -> None:
-        self.folder, self.port = folder, port
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = 20000 + os.getpid() % 2000 * 5  # two clusters on one machine do not meet
         self.daemons: dict[str, subprocess.Popen] = {}
         self.conf = folder / "slurm.conf"
         self.environment = {**os.environ, "SLURM_CONF": str(self.conf)}
