@@ -260,7 +260,8 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(tmp_path):
     assert "Nothing to be done" in run(tmp_path, "--", shard, settings=settings)
 
 
-def test_a_stopped_job_saves_says_so_and_is_continued(finished, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_job_saves_says_so_and_is_continued(finished, tmp_path, number):
     shard = "work/digits/distill/apm.ipc10/0.zarr.zip"
     for name in ("data.zarr.zip", "teachers/0.zarr.zip"):
         file = tmp_path / "work/digits" / name
@@ -270,7 +271,7 @@ def test_a_stopped_job_saves_says_so_and_is_continued(finished, tmp_path):
     process = started(tmp_path, settings, shard)
     log = tmp_path / "logs/digits/distill.apm.ipc10.0.log"
     until(lambda: log.is_file() and "1/101" in log.read_text(), process)
-    os.killpg(process.pid, signal.SIGTERM)  # as SLURM does to all of a job
+    os.killpg(process.pid, number)  # as SLURM does to all of a job, and a terminal
     assert process.wait(120) != 0
     assert log.read_text().splitlines()[-1].endswith("the same command goes on from there")
     [saved] = (tmp_path / "work/.resume").glob("*.pt")

@@ -13,8 +13,9 @@ Deviations from the published code, each a setting where it changes numbers:
   evaluates), and the number of checkpoints divides E (else the published code stores more than K).
 
 Beyond the paper, all off by default and what `apm_plus` is made of: augmentation in the image loss,
-teachers of early epochs, several students, the images' average, a start from recognised images, and
-labels and rate that are learned in the end. `benchmarks/ablation.yaml` sets them beside each other.
+teachers of early epochs, several students, the images' average, a start from recognised images,
+labels and rate that are learned in the end, and last rounds that unroll training (`bptt.py`), which
+one image per class needs. `benchmarks/ablation.yaml` sets them beside each other.
 """
 
 import math
