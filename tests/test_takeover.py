@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from takeover import hold
+from takeover import at_work, hold
 
 HOLD = "from pathlib import Path; from takeover import hold; held = hold(Path('.')); print(held[1])"
 
@@ -73,6 +73,16 @@ def test_the_lock_of_a_living_run_is_left_alone(folder):
     file.close()
 
 
+def test_a_job_that_outlives_its_run_keeps_the_lock(folder):
+    with at_work(folder):
+        file, found = hold(folder)
+        assert not found and (folder / "locks/0.output.lock").exists()
+        file.close()
+    file, found = hold(folder)
+    assert found
+    file.close()
+
+
 def test_a_file_system_without_locks_keeps_those_of_snakemake(folder, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
@@ -80,3 +90,5 @@ def test_a_file_system_without_locks_keeps_those_of_snakemake(folder, monkeypatc
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert hold(folder) == (None, False)
     assert (folder / "locks/0.output.lock").exists()
+    with at_work(folder):
+        pass

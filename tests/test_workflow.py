@@ -260,6 +260,24 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(tmp_path):
     assert "Nothing to be done" in run(tmp_path, "--", shard, settings=settings)
 
 
+def test_a_job_that_outlives_its_run_is_not_repeated_beside_it(tmp_path):
+    shard = "work/digits/distill/apm.ipc10/0.zarr.zip"
+    settings = {"distill": {"rounds": 4000}}
+    process = started(tmp_path, settings, shard)
+    log = tmp_path / "logs/digits/distill.apm.ipc10.0.log"
+    until(lambda: log.is_file() and "1/4001" in log.read_text(), process)
+    process.kill()  # it alone, as a machine does that is short of memory
+    process.wait()
+    assert "Directory cannot be locked" in failure(tmp_path, "--", shard, settings=settings)
+    deadline = time.monotonic() + 120
+    while not log.read_text().endswith("done\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    whole = store.read(tmp_path / shard, "shard").content
+    run(tmp_path, "--", shard, settings=settings)
+    assert store.read(tmp_path / shard, "shard").content == whole
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_job_saves_says_so_and_is_continued(finished, tmp_path, number):
     shard = "work/digits/distill/apm.ipc10/0.zarr.zip"

@@ -22,6 +22,7 @@ from apm_core.errors import ApmError, InterruptedRunError
 from apm_core.resume import Resume
 from apm_core.run import Run
 from apm_core.store import content_of
+from workflow.takeover import at_work
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake as Snakemake
@@ -84,6 +85,7 @@ def job(snakemake: "Snakemake") -> Iterator[Job]:
         progress.line(f"settings {json.dumps(settings)}")
         asked = snakemake.resources.get("gpu", 0) or "gpu" in snakemake.resources.get("gres", "")
         device = options["device"] if asked else "cpu"
+        stack.enter_context(at_work(Path(".snakemake")))
         try:
             chosen = stack.enter_context(reserved(device))
             precision = settings.get("precision", "auto")
