@@ -2,6 +2,7 @@
 
     python -m benchmarks.chaos --kills 60 --minutes 30
     python -m benchmarks.chaos --damages 600
+    python -m benchmarks.chaos --saves
 
 Kills: SIGKILL to the whole process group at random moments, a third of them while a file is being
 written; the same command goes on. After every kill each file that is there must be whole, and after
@@ -40,7 +41,7 @@ from apm_core.device import choose
 from apm_core.errors import ApmError, ArtifactError
 from apm_core.merge import merge
 from apm_core.prepare import PreparedData
-from apm_core.resume import Resume
+from apm_core.resume import MOST, Resume
 from apm_core.teachers import TeacherPool
 from benchmarks.measure import RESULTS, ROOT, machine, write
 from benchmarks.pipeline import Plan, config_of, overlaid
@@ -396,6 +397,28 @@ def result_of(reader: Reader, path: Path, content: str) -> tuple[str, str]:
     return ("harmless" if read == content else "missed"), ""
 
 
+# Saves
+
+
+def saves() -> dict[str, Any]:
+    """What saving a state costs, and its share of the time at the default interval."""
+    every, rows = config_of([])["compute"]["resume_interval"], []
+    with tempfile.TemporaryDirectory() as place:
+        for megabytes in (10, 100, 1000):
+            state = {"images": torch.randn(megabytes * 250_000)}
+            resume, times = Resume(place, megabytes, every=every), []
+            for _ in range(3):
+                began = time.perf_counter()
+                resume.save(state)
+                times.append(time.perf_counter() - began)
+            seconds = statistics.median(times)
+            wait = max(every, seconds / MOST)
+            rows.append(
+                {"MB": megabytes, "seconds": seconds, "interval": wait, "share": seconds / wait}
+            )
+    return {"saves": rows}
+
+
 def main() -> None:
     """Run the part that is asked for, and write it beside the other."""
     parser = argparse.ArgumentParser(
@@ -404,6 +427,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=30, help="at most, for the kills")
     parser.add_argument("--damages", type=int, default=0)
+    parser.add_argument("--saves", action="store_true", help="time the saving of a state")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -412,6 +436,8 @@ def main() -> None:
         report["killed"] = {**machine(), **kills(options.kills, options.minutes, options.seed)}
     if options.damages:
         report["damaged"] = {**machine(), **damages(options.damages, options.seed)}
+    if options.saves:
+        report["saved"] = {**machine(), **saves()}
     print(json.dumps(report, indent=1))
     write(OUT, report)
 
