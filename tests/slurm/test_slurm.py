@@ -146,6 +146,7 @@ def test_jobs_that_are_cancelled_or_preempted_and_a_controller_that_restarts(
     cluster.call("scancel", first)
     cluster.call("scontrol", "requeue", second)  # what preemption does
     wait_for(lambda: cluster.shown(second)["Restarts"] == "1", 30, "the requeued job")
+    cluster.call("scontrol", "update", f"JobId={second}", "StartTime=now")  # not in two minutes
     cluster.stop("slurmctld", signal.SIGTERM)  # killed, it would forget the last seconds
     cluster.start_controller()
     ends_well(process, tmp_path, expected)
