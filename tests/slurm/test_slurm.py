@@ -145,7 +145,7 @@ def test_jobs_that_are_cancelled_or_preempted_and_a_controller_that_restarts(
     assert [one["JOB_GRES"] for one in shown] == ["gpu:1", "gpu:1"]
     cluster.call("scancel", first)
     cluster.call("scontrol", "requeue", second)  # what preemption does
-    wait_for(lambda: cluster.shown(second)["Restarts"] == "1", 30, "the requeued job")
+    wait_for(lambda: cluster.shown(second)["JobState"] == "PENDING", 30, "the requeued job")
     cluster.call("scontrol", "update", f"JobId={second}", "StartTime=now")  # not in two minutes
     cluster.stop("slurmctld", signal.SIGTERM)  # killed, it would forget the last seconds
     cluster.start_controller()
