@@ -125,7 +125,7 @@ def write_json(
     by role, and a checksum.
     """
     value = {**figures, "format": FORMAT, "kind": kind, "inputs": dict(inputs or {})}
-    text = json.dumps({**value, "content": _checksum(value)}, indent=1, allow_nan=False)
+    text = json.dumps({**value, "content": checksum(value)}, indent=1, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -148,14 +148,15 @@ def read_json(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, st
             f"{path}: has no checksum, so apm did not write it: move it away and run"
             " snakemake again"
         ) from error
-    if content != _checksum(value):
+    if content != checksum(value):
         raise ArtifactError(f"{path}: does not match its checksum: {_remedy(path)}")
     _check_header(path, kind, value)
     inputs = value.pop("inputs")
     return {key: item for key, item in value.items() if key not in ("format", "kind")}, inputs
 
 
-def _checksum(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def checksum(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """SHA-256 over the canonical text of `value`."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 

@@ -262,7 +262,7 @@ def newer(path: Path) -> None:
         )
         value = json.loads(text)
         value.pop("content")
-        value["content"] = store._checksum(value)
+        value["content"] = store.checksum(value)
         path.write_text(json.dumps(value))
     elif path.suffix == ".pt":
         saved = torch.load(path, weights_only=True)
