@@ -282,7 +282,7 @@ class Reader:
     """A finished run in `folder`, read as the stages read it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.plan = folder, Plan(overlaid(config_of([CONFIG])))
+        self.folder, self.plan = folder, Plan(config_of([CONFIG]))
         self.compute = choose("cpu")
         self.resume = Resume(folder / "work/.resume", "chaos")
 
@@ -293,12 +293,9 @@ class Reader:
         content, kind = content_of(path), kind_of(path)
         work, results = self.folder / "work/digits", self.folder / "results"
         data = PreparedData.open(work / "data.zarr.zip")
-        pools = {
-            name: TeacherPool.open(sorted(work.glob(f"{name}/*.zip")), data, self.compute)
-            for name in ("teachers", "experts")
-            if kind in ("data", "teachers")
-        }
-        del pools
+        if kind in ("data", "teachers"):
+            for name in ("teachers", "experts"):
+                TeacherPool.open(sorted(work.glob(f"{name}/*.zip")), data, self.compute)
         if kind in ("data", "shard"):
             method = path.parent.name.split(".")[0] if kind == "shard" else "random"
             shards = sorted(work.glob(f"distill/{method}.*/*.zip"))
