@@ -7,6 +7,8 @@ float32. ConvNet of width 16, 20 images of 32x32, from random parameters towards
 training reached.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from apm_core import augment, memory, rng
 from apm_core.device import Compute, choose
 from apm_core.nets.flat import FlatNet
-from apm_core.trajectory import Step, match
+from apm_core.trajectory import Step, Trajectory
 from benchmarks.measure import RESULTS, machine, show, write
 from benchmarks.workload import STUDENT, spec_of
 
@@ -25,7 +27,9 @@ IMAGES, RATE = 20, 0.05
 
 
 def setting(steps: int, compute: Compute, kind: torch.dtype) -> tuple[Any, ...]:
-    """Arguments of `match`: the target is where the same steps on other images end."""
+    """A network, and the arguments of `Trajectory.match`: the target is where the same steps on
+    other images end.
+    """
     spec, device, random = spec_of(16), compute.device, rng.generator("trajectory", steps)
     net = FlatNet(spec.build().to(device, kind))
     images, others = torch.randn(2, IMAGES, *spec.shape.image, generator=random).to(device, kind)
@@ -41,37 +45,46 @@ def setting(steps: int, compute: Compute, kind: torch.dtype) -> tuple[Any, ...]:
         loss = F.cross_entropy(net.at(leaf, augment.augment(others, step.drawn)), classes)
         theta = (leaf - RATE * torch.autograd.grad(loss, leaf)[0]).detach()
     rate = torch.tensor(RATE, device=device, dtype=kind)
-    return net, start.detach(), theta, plan, images, classes, rate, F.cross_entropy
+    return net, start.detach(), theta, plan, images, classes, rate
 
 
-def unrolled(net, start, target, steps, images, classes, rate, loss) -> Tensor:  # noqa: ANN001
+def unrolled(net: FlatNet, *given: Any) -> Tensor:  # noqa: ANN401 - those of `Trajectory.match`
     """The image gradient with the graph of all steps in memory."""
+    start, target, steps, images, classes, rate = given
     leaf, theta = images.clone().requires_grad_(), start.clone().requires_grad_()
     for step in steps:
-        value = loss(net.at(theta, augment.augment(leaf, step.drawn)), classes)
+        value = F.cross_entropy(net.at(theta, augment.augment(leaf, step.drawn)), classes)
         theta = theta - rate * torch.autograd.grad(value, theta, create_graph=True)[0]
     apart = (start - target).square().sum()
     return torch.autograd.grad((theta - target).square().sum() / apart, leaf)[0]
 
 
-WAYS = {
-    "unrolled": unrolled,
-    "tesla": lambda *given: match(*given, exact=False).images,
-    "exact": lambda *given: match(*given).images,
-}
+def ways(steps: int, compute: Compute, kind: torch.dtype) -> dict[str, Callable[[], Tensor]]:
+    """Each way to the image gradient through so many steps."""
+    net, *given = setting(steps, compute, kind)
+
+    def recursive(compute: Compute, *, exact: bool) -> Callable[[], Tensor]:
+        training = Trajectory(net, F.cross_entropy, compute, exact=exact)
+        return lambda: training.match(*given).images
+
+    return {
+        "unrolled": lambda: unrolled(net, *given),
+        "tesla": recursive(compute, exact=False),
+        "exact": recursive(compute, exact=True),
+        "exact, compiled": recursive(replace(compute, compile="on"), exact=True),
+    }
 
 
 def measured(steps: int, compute: Compute) -> list[dict[str, Any]]:
     """One row per way."""
-    doubles = setting(steps, compute, torch.float64)
-    truth = unrolled(*doubles)
-    floats, rows = setting(steps, compute, torch.float32), []
-    for name, way in WAYS.items():
-        found = way(*doubles)
-        way(*floats)
+    doubles, rows = ways(steps, compute, torch.float64), []
+    truth = doubles["unrolled"]()
+    for name, way in ways(steps, compute, torch.float32).items():
+        found = doubles[name]()
+        way()
         memory.reset_peak(compute)
         before, started = memory.peak(compute), compute.clock()
-        way(*floats)
+        way()
         seconds, peak = compute.clock() - started, memory.peak(compute) - before
         rows.append(
             {

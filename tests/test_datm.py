@@ -17,7 +17,7 @@ from apm_core.methods.datm import DATM
 from apm_core.resume import Resume
 from apm_core.run import Run
 from apm_core.train import Recipe, soft_ce
-from apm_core.trajectory import Match, match
+from apm_core.trajectory import Match, Trajectory
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="soft_ce", augment="crop_scale")
 OPTIONS = {
@@ -152,11 +152,13 @@ def test_a_round_above_the_threshold_changes_no_bit(job):
 
 
 def test_a_gradient_that_is_not_finite_matters_only_where_it_is_used(job, monkeypatch):
-    def broken(*given, **options) -> Match:
-        found = match(*given, **options)
+    match = Trajectory.match
+
+    def broken(*given) -> Match:
+        found = match(*given)
         return replace(found, targets=torch.full_like(found.targets, math.nan))
 
-    monkeypatch.setattr("apm_core.methods.datm.match", broken)
+    monkeypatch.setattr(Trajectory, "match", broken)
     for threshold, finite in ((0.0, True), (100.0, False)):
         method = datm(threshold=threshold)
         state = method.init(job)

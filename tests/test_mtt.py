@@ -18,7 +18,7 @@ from apm_core.methods.mtt import MTT
 from apm_core.resume import Resume
 from apm_core.run import Run
 from apm_core.train import Recipe
-from apm_core.trajectory import Inner, Match, match
+from apm_core.trajectory import Inner, Match, Trajectory
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="ce", augment="crop_scale")
 OPTIONS = {
@@ -159,11 +159,13 @@ def test_a_round_that_diverges_is_reported_and_spoils_nothing(job, soft):
 
 @pytest.mark.parametrize("part", ["images", "rate"])
 def test_a_gradient_that_is_not_finite_is_reported_though_the_loss_is(job, monkeypatch, part):
-    def broken(*given, **options) -> Match:
-        found = match(*given, **options)
+    match = Trajectory.match
+
+    def broken(*given) -> Match:
+        found = match(*given)
         return replace(found, **{part: torch.full_like(getattr(found, part), math.inf)})
 
-    monkeypatch.setattr("apm_core.methods.mtt.match", broken)
+    monkeypatch.setattr(Trajectory, "match", broken)
     method = mtt()
     state = method.init(job)
     before = {name: value.clone() for name, value in state.items()}

@@ -1,18 +1,24 @@
 """The step-by-step gradient of a trajectory against full unrolling and finite differences."""
 
+from dataclasses import astuple
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apm_core import augment, rng
+from apm_core.device import Compute
 from apm_core.nets.base import Shape
 from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet
+from apm_core.nets.spec import Spec
 from apm_core.train import LOSSES
-from apm_core.trajectory import Match, Step, match
+from apm_core.trajectory import Match, Step, Trajectory
 
 SHAPE = Shape(channels=2, resolution=8, classes=3)
 COUNT, BATCH, STEPS = 6, 4, 5
+CPU = Compute(torch.device("cpu"))
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 
@@ -46,8 +52,10 @@ def unrolled(net, start, target, steps, images, targets, rate, loss) -> tuple[Te
     )
 
 
-def soft(setting, **options) -> Match:
-    return match(*setting, LOSSES["soft_ce"], learn_targets=True, **options)
+def soft(setting, compute=CPU, **options) -> Match:
+    net, *given = setting
+    loss = LOSSES["soft_ce"]
+    return Trajectory(net, loss, compute, learn_targets=True, **options).match(*given)
 
 
 def test_it_equals_full_unrolling(setting):
@@ -65,9 +73,9 @@ def test_it_equals_full_unrolling(setting):
 
 def test_class_labels_are_not_differentiated(setting):
     net, start, target, steps, images, logits, rate = setting
-    given = (net, start, target, steps, images, logits.argmax(1), rate, LOSSES["ce"])
-    value, (by_images, by_rate) = unrolled(*given)
-    found = match(*given)
+    given, loss = (start, target, steps, images, logits.argmax(1), rate), LOSSES["ce"]
+    value, (by_images, by_rate) = unrolled(net, *given, loss)
+    found = Trajectory(net, loss, CPU).match(*given)
     assert found.targets is None
     torch.testing.assert_close(found.loss, value, rtol=1e-12, atol=0)
     torch.testing.assert_close(found.images, by_images, rtol=1e-12, atol=1e-14)
@@ -76,10 +84,10 @@ def test_class_labels_are_not_differentiated(setting):
 
 def test_it_equals_finite_differences(setting):
     net, start, target, steps, images, logits, rate = setting
-    found, loss = soft(setting), LOSSES["soft_ce"]
+    found, training = soft(setting), Trajectory(net, LOSSES["soft_ce"], CPU)
 
     def value(images: Tensor, logits: Tensor, rate: Tensor) -> float:
-        return float(match(net, start, target, steps, images, logits, rate, loss).loss)
+        return float(training.match(start, target, steps, images, logits, rate).loss)
 
     small, at = 1e-6, (2, 1, 3, 4)
     bump = torch.zeros_like(images)
@@ -126,3 +134,32 @@ def test_the_network_in_memory_is_left_alone(setting):
     before = net.snapshot()
     soft(setting)
     assert torch.equal(net.vector, before)
+
+
+def test_compiled_it_is_the_same(setting):
+    notes: list[str] = []
+    compiled = soft(setting, Compute(torch.device("cpu"), compile="on", report=notes.append))
+    plain = soft(setting)
+    for mine, theirs in zip(astuple(compiled), astuple(plain), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+    assert not notes  # it was compiled
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "vit", "frepo_conv"])
+def test_other_networks_equal_full_unrolling(name):
+    """Attention, dropout, batch norm."""
+    spec = Spec(name, Shape(channels=1, resolution=32, classes=2))
+    net, start = FlatNet(spec.build().double()), spec.fresh("start").double()
+    random = rng.generator("images", name)
+    images = torch.randn(4, 1, 32, 32, generator=random, dtype=torch.float64)
+    logits = torch.randn(4, 2, generator=random, dtype=torch.float64)
+    target = start + 1e-3 * torch.randn(net.size, generator=random, dtype=torch.float64)
+    steps, rate = [Step(torch.arange(4))] * 2, torch.tensor(0.01, dtype=torch.float64)
+    found = soft((net, start, target, steps, images, logits, rate))
+    with sdpa_kernel(SDPBackend.MATH):
+        value, gradients = unrolled(
+            net, start, target, steps, images, logits, rate, LOSSES["soft_ce"]
+        )
+    expected = (value, *gradients)
+    for mine, theirs in zip(astuple(found), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8 * float(theirs.norm()))

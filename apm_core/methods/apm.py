@@ -153,7 +153,7 @@ class APM(Method):
                     f"{self.key('unrolled.rounds')}: {self.unrolled_rounds} is more than all"
                     f" rounds: {job.rounds}"
                 )
-            self.unrolled.attach(job)
+            self.unrolled.attach(replace(job, rounds=self.unrolled_rounds))
         if self.learn_labels:
             require_embedding(self.key("learn_labels"), pool.spec, pool.net.module)
         if self.epochs:

@@ -14,14 +14,15 @@ is Adam with a fixed one); the labels are logits under soft cross-entropy; one n
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import grad_and_value
 
 from apm_core import rng
 from apm_core.methods import pool
 from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
-from apm_core.methods.experts import figures_of
+from apm_core.methods.experts import figures_of, inner_training
 from apm_core.optim import Moments, adam_
-from apm_core.train import Recipe, soft_ce
-from apm_core.trajectory import End, Inner, through_training, trained
+from apm_core.train import Recipe, forward_flops, soft_ce
+from apm_core.trajectory import End, Inner
 
 START_LOGIT = 4.0  # of an image's own class, the others begin at 0
 
@@ -83,9 +84,22 @@ class BPTT(Method):
         return state | {"classes": classes}
 
     def attach(self, job: Job) -> None:
-        """Hold the real images, and memory for the network."""
-        self.job, self.net = job, job.spec.memory(job.compute.device)
-        self.real = job.data.examples("train", job.compute)
+        """Hold the real images, and compile what is done in every round."""
+        self.job, compute, net = job, job.compute, job.spec.memory(job.compute.device)
+        self.training = inner_training(job, self.inner, soft_ce, learn_targets=True)
+        self.real = job.data.examples("train", compute)
+
+        def value(theta: Tensor, images: Tensor, classes: Tensor) -> Tensor:
+            with compute.autocast():
+                predicted = net.at(theta, images)
+            return F.cross_entropy(predicted.to(theta), classes)
+
+        def judge(theta: Tensor, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+            return grad_and_value(value)(theta, images, classes)
+
+        flops = 3.0 * forward_flops(net, job.spec.shape.image, compute)
+        flops *= job.rounds * self.batch_real
+        self.judge = compute.compiled(judge, flops=flops, steps=job.rounds, fuses=net.fuses)
 
     def step(self, state: State, index: int) -> dict[str, float]:
         """Train a fresh network, judge it, and move all that it was trained with."""
@@ -93,13 +107,11 @@ class BPTT(Method):
         steps = self.inner.draw(len(images), images.device, *stream)
         random = rng.generator(*stream, "window")
         first = int(torch.randint(self.before + 1, (), generator=random))
-        given = (images, state["targets"], state["log_rate"].exp(), soft_ce)
+        given = (images, state["targets"], state["log_rate"].exp())
         start = self.job.spec.fresh(*stream, "network").to(images)
-        start = trained(self.net, start, steps[:first], *given)[-1]
+        start = self.training.train(start, steps[:first], *given)[-1]
         window = steps[first : first + self.window]
-        found = through_training(
-            self.net, start, self._judge(*stream), window, *given, learn_targets=True
-        )
+        found = self.training.differentiate(start, self._end(*stream), window, *given)
         figures = {**figures_of(found), "lr_images": self.rates["images"]}
         if are_finite(figures):
             by_log_rate = found.rate * state["log_rate"].exp()
@@ -116,15 +128,14 @@ class BPTT(Method):
         rate = float(state["log_rate"].exp())
         return Shard(shard.images, shard.classes, state["targets"].cpu(), rate)
 
-    def _judge(self, *stream: rng.Path) -> End:
+    def _end(self, *stream: rng.Path) -> End:
         """Cross-entropy of given parameters (P,) on real images, and its gradient."""
         order = torch.randperm(len(self.real.targets), generator=rng.generator(*stream, "real"))
         chosen = order[: self.batch_real].to(self.job.compute.device)
         images, classes = self.real.images[chosen], self.real.targets[chosen]
 
-        def judge(theta: Tensor) -> tuple[Tensor, Tensor]:
-            leaf = theta.detach().requires_grad_()
-            loss = F.cross_entropy(self.net.at(leaf, images), classes)
-            return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+        def end(theta: Tensor) -> tuple[Tensor, Tensor]:
+            gradient, loss = self.judge(theta, images, classes)
+            return loss, gradient
 
-        return judge
+        return end

@@ -17,9 +17,9 @@ the logits of one expert, right or wrong).
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
 from apm_core.methods.correct import correct_logits, correct_shard
-from apm_core.methods.experts import Experts, Outer, figures_of
+from apm_core.methods.experts import Experts, Outer, figures_of, inner_training
 from apm_core.train import Recipe, soft_ce
-from apm_core.trajectory import Inner, match
+from apm_core.trajectory import Inner
 
 STARTS = ("correct", "real")
 
@@ -100,7 +100,10 @@ class DATM(Method):
 
     def attach(self, job: Job) -> None:
         """Hold the experts."""
-        self.job, self.net = job, job.spec.memory(job.compute.device)
+        self.job = job
+        self.training = inner_training(
+            job, self.inner, soft_ce, exact=self.exact, learn_targets=True
+        )
         self.experts = Experts(job, self, below=self.start_below, length=self.expert_epochs)
 
     def epochs(self, index: int) -> range:
@@ -112,18 +115,9 @@ class DATM(Method):
         """Match a piece of one expert's trajectory, unless it is too far."""
         stream, images = (*self.job.stream, index), state["images"]
         start, target = self.experts.piece(self.epochs(index), *stream)
-        found = match(
-            self.net,
-            start,
-            target,
-            self.inner.draw(len(images), images.device, *stream),
-            images,
-            state["targets"],
-            state["rate"],
-            soft_ce,
-            exact=self.exact,
-            learn_targets=True,
-        )
+        steps = self.inner.draw(len(images), images.device, *stream)
+        given = (images, state["targets"], state["rate"])
+        found = self.training.match(start, target, steps, *given)
         figures = figures_of(found)
         if figures["match"] > self.threshold:
             figures["gradient"] = 0.0  # whatever it is, it is not used

@@ -11,7 +11,7 @@ from apm_core import memory, rng
 from apm_core.errors import ConfigError
 from apm_core.methods import entry
 from apm_core.methods.base import Job, Method, State, move_images
-from apm_core.trajectory import Match
+from apm_core.trajectory import Inner, Loss, Match, Trajectory
 
 LEAST_RATE = 0.01  # of the rate at the start
 
@@ -47,6 +47,22 @@ class Experts:
         expert = self.members[int(torch.randint(len(self.members), (), generator=random))]
         epoch = epochs[int(torch.randint(len(epochs), (), generator=random))]
         return expert[epoch].to(self.like), expert[epoch + self.length].to(self.like)
+
+
+def inner_training(
+    job: Job, inner: Inner, loss: Loss, *, exact: bool = True, learn_targets: bool = False
+) -> Trajectory:
+    """The training on the distilled images that is differentiated in every round of a job."""
+    batch = inner.batch or job.ipc * job.spec.shape.classes
+    return Trajectory(
+        job.spec.memory(job.compute.device),
+        loss,
+        job.compute,
+        exact=exact,
+        learn_targets=learn_targets,
+        batch=(batch, *job.spec.shape.image),
+        steps=inner.steps * job.rounds,
+    )
 
 
 @dataclass(frozen=True)

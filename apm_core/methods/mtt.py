@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
-from apm_core.methods.experts import Experts, Outer, figures_of
+from apm_core.methods.experts import Experts, Outer, figures_of, inner_training
 from apm_core.train import Recipe
-from apm_core.trajectory import Inner, match
+from apm_core.trajectory import Inner
 
 
 class MTT(Method):
@@ -74,6 +74,8 @@ class MTT(Method):
     def attach(self, job: Job) -> None:
         """Hold the experts."""
         self.job, self.net = job, job.spec.memory(job.compute.device)
+        loss = soft_cross_entropy if self.soft_labels else F.cross_entropy
+        self.training = inner_training(job, self.inner, loss, exact=self.exact)
         self.experts = Experts(job, self, below=self.start_below, length=self.expert_epochs)
 
     def step(self, state: State, index: int) -> dict[str, float]:
@@ -82,9 +84,7 @@ class MTT(Method):
         start, target = self.experts.piece(range(self.start_below), *stream)
         steps = self.inner.draw(len(images), images.device, *stream)
         targets = self._labels(target, images) if self.soft_labels else state["targets"]
-        loss = soft_cross_entropy if self.soft_labels else F.cross_entropy
-        rate = state["rate"]
-        found = match(self.net, start, target, steps, images, targets, rate, loss, exact=self.exact)
+        found = self.training.match(start, target, steps, images, targets, state["rate"])
         figures = figures_of(found)
         if are_finite(figures):
             self.outer.move(state, found)
