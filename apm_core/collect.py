@@ -144,7 +144,8 @@ def _add_scores(methods: dict[str, Any], ceiling: Mapping[str, Any]) -> None:
 
 
 def _score(piece: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: piece[key] for key in ("mean", "std", "n", "runs")}
+    figures = {key: piece[key] for key in ("mean", "std", "n", "runs")}
+    return {**figures, "lr": piece["recipe"]["lr"]}
 
 
 def _device(sets: Mapping[str, DistilledSet]) -> str:

@@ -1,5 +1,6 @@
 """Stage 5: networks trained from scratch on a distilled set, and on all of the data."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ from apm_core import rng
 from apm_core.distilled import DistilledSet
 from apm_core.nets.spec import Spec
 from apm_core.prepare import PreparedData
+from apm_core.rates import REAL, best, tried
 from apm_core.resume import Part, each
 from apm_core.run import Run
 from apm_core.scores import summarize
@@ -39,9 +41,12 @@ def evaluate(
     """Train `networks` fresh networks on the set and measure each once on the test split, after its
     last epoch.
 
-    Returns: mean, sample standard deviation, n and runs of the test accuracy in percent, and
-        seconds.
-    Raises ArtifactError when the set was not distilled from `data`.
+    With `rates` in the settings, factors of the recipe's learning rate, the network's own is first
+    looked for: one network for each, judged on images of the training split.
+
+    Returns: mean, sample standard deviation, n and runs of the test accuracy in percent, seconds,
+        and the recipe.
+    Raises ArtifactError when the set was not distilled from `data`, and DivergenceError.
     """
     distilled.artifact.require_input("data", data.artifact)
     protocol = settings["protocol"]
@@ -49,7 +54,8 @@ def evaluate(
     targets = distilled.classes if protocol == "hard" else distilled.targets
     examples = Examples(distilled.images.to(run.compute.device), targets.to(run.compute.device))
     stream = (settings["seed"], "evaluate", protocol)
-    return train_and_test(examples, data, recipe, settings, run, *stream)
+    rates = [factor * recipe.lr for factor in settings["rates"]]
+    return train_and_test(examples, data, recipe, settings, run, *stream, rates=rates)
 
 
 def ceiling(
@@ -70,27 +76,38 @@ def train_and_test(
     settings: dict[str, Any],
     run: Run,
     *stream: rng.Path,
+    rates: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Train the networks that `settings` name on `examples`, one stream each, and summarize their
-    test accuracies.
+    test accuracies. Where there are `rates`, the best of them takes the place of the recipe's.
     """
     spec = Spec.of(settings, data.shape)
     test = data.examples("test", run.compute)
     networks = settings["networks"]
+    real = data.examples("train", run.compute).some(REAL, *stream, "real") if rates else None
     memory = spec.memory(run.compute.device)
-    trainer = Trainer(memory, recipe, run.compute, examples, networks=networks)
+    trainer = Trainer(memory, recipe, run.compute, examples, networks=networks + len(rates))
 
-    def one(position: int, number: int, part: Part | None) -> float:
+    def one(earlier: Sequence[float | None], number: int, part: Part | None) -> float | None:
+        if number < len(rates):
+            name = (*stream, spec.name, "rate")
+            return tried(trainer, spec, rates[number], real, *name, part=part)
+        number -= len(rates)
+
         def show(done: int, total: int, figures: dict[str, float]) -> None:
-            run.progress(position * total + done, networks * total, figures)
+            run.progress(number * total + done, networks * total, figures)
 
-        start = spec.fresh(*stream, spec.name, number, "weights")
-        trainer.fit(start, *stream, spec.name, number, progress=show, part=part)
+        start, name = spec.fresh(*stream, spec.name, number, "weights"), (*stream, spec.name)
+        lr = best(rates, earlier[: len(rates)]) if rates else None
+        trainer.fit(start, *name, number, lr=lr, progress=show, part=part)
         return accuracy(trainer.net, test, run.compute)
 
-    accuracies = each(range(networks), one, run.resume)
+    scores = each(range(len(rates) + networks), one, run.resume)
+    tries, accuracies = scores[: len(rates)], scores[len(rates) :]
+    used = replace(recipe, lr=best(rates, tries)) if rates else recipe
     return {
         **summarize(accuracies),
         "seconds": run.seconds(),
-        "recipe": recipe.to_dict(),
+        "recipe": used.to_dict(),
+        "rates": [{"lr": lr, "accuracy": score} for lr, score in zip(rates, tries, strict=True)],
     }

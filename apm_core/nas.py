@@ -154,13 +154,13 @@ def _train_all(
     test = data.examples("test", run.compute)
     jobs = [(seed, arch) for seed in range(seeds) for arch in archs]
 
-    def one(position: int, job: tuple[int, str], part: Part | None) -> float:
+    def one(done: Sequence[float], job: tuple[int, str], part: Part | None) -> float:
         stream = (settings["seed"], stage, *job)
         net = _network(job[1], data.shape, settings, run.compute, stream)
         trainer = Trainer(net, recipe, run.compute, examples, networks=1)
         trainer.fit(net.snapshot(), *stream, part=part)
         score = accuracy(net, test, run.compute)
-        run.progress(position + 1, len(jobs), {"accuracy": score})
+        run.progress(len(done) + 1, len(jobs), {"accuracy": score})
         return score
 
     accuracies = each(jobs, one, run.resume)

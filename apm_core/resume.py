@@ -126,17 +126,18 @@ class Part:
 
 def each(
     items: Sequence[Item],
-    work: Callable[[int, Item, Part | None], Any],
+    work: Callable[[Sequence[Any], Item, Part | None], Any],
     resume: Resume | None,
 ) -> list[Any]:
-    """`work(position, item, part)` for every item, in order; with `resume`, finished items are not
-    done again, and an unfinished one goes on from what it saved as its `part`.
+    """`work(done, item, part)` for every item, in order, `done` being the results of those before
+    it; with `resume`, finished items are not done again, and an unfinished one goes on from what it
+    saved as its `part`.
     """
     saved = (resume.load() if resume else None) or {"done": []}
     done, state = list(saved["done"]), saved.get("part")
-    for position in range(len(done), len(items)):
+    for item in items[len(done) :]:
         part = Part(resume, done, state) if resume else None
-        done.append(work(position, items[position], part))
+        done.append(work(done, item, part))
         state = None
         if resume and resume.due():
             resume.save({"done": done})

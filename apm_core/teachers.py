@@ -153,9 +153,9 @@ def train_group(
         size = len(members) * (recipe.passes + 1) * memory.size * kind.itemsize / 1e9
         run.compute.report(f"snapshots of {len(members)} networks will take {size:.3g} GB")
 
-    def one(position: int, member: int, part: Part | None) -> dict[str, Any]:
+    def one(earlier: Sequence[Any], member: int, part: Part | None) -> dict[str, Any]:
         def show(done: int, total: int, figures: dict[str, float]) -> None:
-            run.progress(position * total + done, len(members) * total, figures)
+            run.progress(len(earlier) * total + done, len(members) * total, figures)
 
         start = spec.fresh(seed, "teacher", member, "weights")
         keep = range(recipe.passes) if settings["snapshots"] else ()

@@ -144,6 +144,12 @@ class Examples:
     images: Images  # (N, C, H, W) in the working space
     targets: Tensor  # (N,) int64 or (N, C) float32
 
+    def some(self, count: int, *stream: rng.Path) -> "Examples":
+        """At most `count` different ones, named by `stream`."""
+        order = torch.randperm(len(self.targets), generator=rng.generator(*stream))
+        chosen = order[:count].to(self.targets.device)
+        return Examples(self.images[chosen], self.targets[chosen])
+
 
 class Rows:
     """The batches of one size in one pass: which examples, under which random numbers.

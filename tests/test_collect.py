@@ -111,16 +111,19 @@ def test_the_run_describes_itself(files):
 def test_accuracies_are_where_they_belong(files):
     found = results(files)
     ceiling = {"mean": 82.0, "std": pytest.approx(8**0.5), "n": 2, "runs": [80.0, 84.0]}
+    ceiling["lr"] = 0.1
     assert found["ceiling"] == {"convnet": ceiling}
     apm = found["methods"]["apm"]
     assert set(apm["accuracy"]) == {"convnet", "vgg11"}
     assert apm["accuracy"]["convnet"] == {
         **scores.summarize([60.0, 64.0]),
+        "lr": 0.1,
         "recovery": pytest.approx(62 / 82),
     }
     assert apm["accuracy"]["vgg11"]["recovery"] is None
-    assert apm["hard_label_accuracy"] == {"convnet": scores.summarize([40.0])}
-    assert apm["plain_accuracy"] == {"convnet": scores.summarize([55.0, 57.0])}
+    assert apm["hard_label_accuracy"] == {"convnet": {**scores.summarize([40.0]), "lr": 0.1}}
+    plain = {**scores.summarize([55.0, 57.0]), "lr": 0.1}
+    assert apm["plain_accuracy"] == {"convnet": plain}
     assert found["methods"]["random"]["accuracy"]["vgg11"]["mean"] == 22.0
 
 

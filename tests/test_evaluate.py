@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from apm_core import rates
+from apm_core.errors import DivergenceError
 from apm_core.evaluate import PROTOCOLS, ceiling, evaluate, protocol_recipe
 from apm_core.nets.spec import Spec
 from apm_core.resume import Resume
@@ -22,6 +24,7 @@ def settings():
         "epochs": 12,
         "networks": 2,
         "lr": 0.04,
+        "rates": [],
         "network": "convnet",
         "width": 6,
         "depth": 1,
@@ -116,6 +119,55 @@ def test_an_interrupted_evaluation_is_continued(real_set, digits, cpu, settings,
     )
     assert scores(result) == scores(unbroken)
     assert shown == [(done, 26) for done in range(18, 27)]
+
+
+@pytest.fixture
+def searched(settings):
+    return {**settings, "rates": [0.01, 5.0, 1.0, 1e30]}
+
+
+def test_the_best_rate_on_training_images_is_used(real_set, digits, cpu, searched):
+    result = evaluate(real_set, digits, searched, Run(cpu))
+    recipe = protocol_recipe(real_set.recipe, searched)
+    examples, spec = (
+        Examples(real_set.images, real_set.targets),
+        Spec("convnet", digits.shape, 6, 1),
+    )
+    stream = (3, "evaluate", "own")
+    real, found = digits.examples("train", cpu).some(rates.REAL, *stream, "real"), {}
+    for factor in searched["rates"][:3]:
+        one = Trainer(spec.memory(cpu.device), recipe, cpu, examples, networks=1)
+        name, lr = (*stream, "convnet", "rate"), factor * recipe.lr
+        one.fit(spec.fresh(*name, "network"), *name, lr=lr)
+        found[lr] = accuracy(one.net, real, cpu)
+    shown = {one["lr"]: one["accuracy"] for one in result["rates"]}
+    assert shown == {**found, 1e30 * recipe.lr: None}
+    used = max(found, key=found.__getitem__)
+    assert used != recipe.lr and result["recipe"] == replace(recipe, lr=used).to_dict()
+    given = (spec, replace(recipe, lr=used), examples, digits, cpu)
+    assert result["runs"] == [by_hand(*given, *stream, "convnet", n) for n in range(2)]
+
+
+def test_a_set_that_no_rate_suits_is_reported(real_set, digits, cpu, searched):
+    with pytest.raises(DivergenceError, match=r"at every rate \(4e\+28\): lower the learning rate"):
+        evaluate(real_set, digits, {**searched, "rates": [1e30]}, Run(cpu))
+
+
+def test_an_interrupted_search_is_continued(real_set, digits, cpu, searched, tmp_path, monkeypatch):
+    unbroken, tried, seen = evaluate(real_set, digits, searched, Run(cpu)), rates.tried, []
+
+    def counted(trainer, spec, rate, *given, **options):
+        seen.append(rate)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return tried(trainer, spec, rate, *given, **options)
+
+    resume = Resume(tmp_path, searched, every=0)
+    monkeypatch.setattr("apm_core.evaluate.tried", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(real_set, digits, searched, Run(cpu, resume))
+    assert scores(evaluate(real_set, digits, searched, Run(cpu, resume))) == scores(unbroken)
+    assert seen == [0.04 * factor for factor in (0.01, 5.0, 1.0, 1.0, 1e30)]
 
 
 def test_the_ceiling_is_trained_on_all_data_as_the_teachers_are(

@@ -81,7 +81,7 @@ def test_a_defect_leaves_its_traceback_in_the_log(snakemake):
 
 
 def test_unfinished_work_is_kept_until_the_job_succeeds(snakemake):
-    def work(position, item, part):
+    def work(done, item, part):
         if item == fatal:
             raise DataError("stopped")
         return item
@@ -114,7 +114,7 @@ def test_inputs_from_the_future_are_dated_as_made_now(snakemake, tmp_path):
 def test_a_job_that_is_asked_to_stop_saves_and_ends_with_a_code_to_retry(snakemake, name, capsys):
     snakemake.config["compute"]["resume_interval"] = 1000
 
-    def work(position, item, part):
+    def work(done, item, part):
         if item == 1:
             signal.raise_signal(getattr(signal, name))
         return item

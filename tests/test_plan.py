@@ -542,6 +542,7 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "evaluate.epochs": (300, {"evaluate"}),
     "evaluate.architectures": (["convnet", "alexnet"], set()),
     "evaluate.overrides": ({"vit": {"lr": 0.1}}, {"evaluate"}),
+    "evaluate.rates": ([0.1, 1.0], {"evaluate"}),
     "evaluate.hard_labels": (["convnet", "vit"], set()),
     "evaluate.plain": ([], set()),
     "evaluate.ceiling.architectures": (["convnet", "vit"], set()),

@@ -236,6 +236,7 @@ class Plan:
             "epochs": override.get("epochs", section["epochs"]),
             "networks": override.get("networks", section["networks"]),
             "lr": override.get("lr"),  # None: that of the set
+            "rates": override.get("rates", section["rates"]),
         }
         return self._text("evaluate", {**settings, **self._network(network), **self._precision})
 

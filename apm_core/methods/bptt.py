@@ -130,12 +130,10 @@ class BPTT(Method):
 
     def _end(self, *stream: rng.Path) -> End:
         """Cross-entropy of given parameters (P,) on real images, and its gradient."""
-        order = torch.randperm(len(self.real.targets), generator=rng.generator(*stream, "real"))
-        chosen = order[: self.batch_real].to(self.job.compute.device)
-        images, classes = self.real.images[chosen], self.real.targets[chosen]
+        real = self.real.some(self.batch_real, *stream, "real")
 
         def end(theta: Tensor) -> tuple[Tensor, Tensor]:
-            gradient, loss = self.judge(theta, images, classes)
+            gradient, loss = self.judge(theta, real.images, real.targets)
             return loss, gradient
 
         return end

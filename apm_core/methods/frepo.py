@@ -147,10 +147,8 @@ class FRePo(Method):
 
     def _real(self, *stream: rng.Path) -> tuple[Tensor, Tensor]:
         """Different real images (B, C, H, W) and their centred labels (B, classes)."""
-        order = torch.randperm(len(self.real.targets), generator=rng.generator(*stream, "real"))
-        chosen = order[: self.batch_real].to(self.job.compute.device)
-        wanted = centred(self.real.targets[chosen], self.job.spec.shape.classes)
-        return self.real.images[chosen], wanted
+        real = self.real.some(self.batch_real, *stream, "real")
+        return real.images, centred(real.targets, self.job.spec.shape.classes)
 
     def _embed(self, images: Tensor) -> Tensor:
         """Features (N, D) of the images, by the running statistics where there are any; the graph

@@ -12,13 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from apm_core import ridge, rng
-from apm_core.errors import DivergenceError
+from apm_core import ridge
 from apm_core.methods.base import Job, Shard
 from apm_core.nets.flat import FlatNet
-from apm_core.train import Examples, Images, Recipe, Trainer, accuracy
+from apm_core.rates import REAL, best, tried
+from apm_core.train import Examples, Images, Recipe, Trainer
 
-REAL = 4000  # images of the training split that are looked at
 STUDENTS = 4  # networks whose features count
 RIDGE = 1e-3  # of their heads, relative to the kernel
 PULL = 0.3  # towards the teachers' labels, relative to the curvature of the fit
@@ -35,10 +34,7 @@ def polished(
     trainings for the labels and one for each of `RATES`; the square of the shard's images is held.
     """
     pool, compute, stream = job.teachers, job.compute, (*job.stream, "polish")
-    train = job.data.examples("train", compute)
-    order = torch.randperm(len(train.targets), generator=rng.generator(*stream, "real"))
-    seen = order[:REAL].to(compute.device)
-    real = Examples(train.images[seen], train.targets[seen])
+    real = job.data.examples("train", compute).some(REAL, *stream, "real")
     images = shard.images.to(compute.device)
     examples = Examples(images, pool.logits(None, images, compute, epoch=epoch))
     net = pool.spec.memory(compute.device)
@@ -54,10 +50,9 @@ def polished(
         examples.targets.copy_(learned_labels(net, students, examples, real.images, logits))
         shard = replace(shard, targets=examples.targets.cpu())
     if rate:
-        scores = _accuracies(trainer, [factor * recipe.lr for factor in RATES], real, job)
-        shown = ", ".join(f"{lr:g}: {score:.1f} %" for lr, score in scores.items())
-        compute.report(f"learning rates by accuracy on training images: {shown}")
-        shard = replace(shard, rate=max(scores, key=scores.__getitem__))
+        rates = [factor * recipe.lr for factor in RATES]
+        scores = [tried(trainer, pool.spec, lr, real, *job.stream, "rate") for lr in rates]
+        shard = replace(shard, rate=best(rates, scores))
     return shard
 
 
@@ -90,23 +85,3 @@ def _features(net: FlatNet, images: Images) -> Tensor:
     parts = torch.arange(len(images)).split(BATCH)
     found = torch.cat([net.module.embed(images[part]).double() for part in parts])
     return torch.cat([found, found.new_ones(len(found), 1)], dim=1)
-
-
-def _accuracies(
-    trainer: Trainer, rates: Sequence[float], real: Examples, job: Job
-) -> dict[float, float]:
-    """By rate, the accuracy on real images of a network trained with it; without those that
-    diverged. Raises DivergenceError when all did.
-    """
-    stream, scores, failure = (*job.stream, "rate"), {}, None
-    start = job.spec.fresh(*stream, "network")
-    for rate in rates:
-        try:
-            trainer.fit(start, *stream, lr=rate)
-        except DivergenceError as error:
-            failure = error
-        else:
-            scores[rate] = accuracy(trainer.net, real, job.compute)
-    if failure and not scores:
-        raise failure
-    return scores

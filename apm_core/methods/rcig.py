@@ -166,7 +166,8 @@ class RCIG(Method):
         trained = inner.train(self.inner_steps, state["rate_inner"])
         phi = trained.solution.requires_grad_()
         solved, head = regress(view, phi, labels, lam)
-        real, classes = self._real(*stream)
+        judges = self.real.some(self.batch_real, *stream, "real")
+        real, classes = judges.images, judges.targets
         features, outputs = self._seen(real, phi)
         predicted = (outputs + features @ head) * temperature.exp()
         loss = F.cross_entropy(predicted, classes) + ridge.margin(targets, 0.5 / targets.shape[1])
@@ -178,12 +179,6 @@ class RCIG(Method):
         pairs = zip(direct, implicit, strict=False)  # the temperature has no implicit gradient
         total = [d + capped(i, float(d.norm())) for d, i in pairs]
         return loss.detach(), (*total, direct[-1]), trained.falling
-
-    def _real(self, *stream: rng.Path) -> tuple[Tensor, Tensor]:
-        """Different real images (B, C, H, W) and their classes (B,)."""
-        order = torch.randperm(len(self.real.targets), generator=rng.generator(*stream, "real"))
-        chosen = order[: self.batch_real].to(self.job.compute.device)
-        return self.real.images[chosen], self.real.targets[chosen]
 
     def _seen(self, real: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) of real images and their J phi (B, C), a leaf; in segments."""
