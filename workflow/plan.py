@@ -23,7 +23,7 @@ from apm_core.settings import canonical
 ALGORITHM = {
     "prepare": 1,
     "teachers": 1,
-    "distill": 2,
+    "distill": 3,
     "merge": 1,
     "evaluate": 1,
     "ceiling": 1,

@@ -9,9 +9,10 @@ steps. The distilled set is a moving average of all rounds.
 
 Deviations from the published code: named random streams; all is computed in float32 at least, the
 systems of the head in float64; the tangent parameters start from zero in every round; the
-Hessian's rate is in units of the gradient; the search for both rates begins in leaps; AdaBelief as in its paper; the regression always sees
-the whole set, not a random part of it (only the real images pass in segments); the set is trained
-on with siamese augmentation's groups, and its rate changes from pass to pass.
+Hessian's rate is in units of the gradient; the search for both inner rates begins in leaps;
+AdaBelief as in its paper; the regression always sees the whole set, not a random part of it (only
+the real images pass in segments); the set is trained on with siamese augmentation's groups, and its
+rate changes from pass to pass.
 """
 
 from collections.abc import Callable
@@ -253,8 +254,8 @@ class RCIG(Method):
 
 
 def largest_rate(run: Callable[[float], Descent], rate: float) -> float:
-    """The rate, raised as long as runs with it fall throughout, first in leaps, and then lowered for
-    safety.
+    """The rate, raised as long as runs with it fall throughout, in leaps at first, and then lowered
+    for safety.
     """
     while rate * LEAP < LARGEST_RATE and run(rate * LEAP).falling:
         rate *= LEAP
