@@ -119,7 +119,7 @@ class Trajectory:
         flops = forward_flops(net, image, compute) * count * steps if steps else 0.0
         work = {"steps": steps, "fuses": net.fuses}
         self._gradient = compute.compiled(gradient, flops=3.0 * flops, **work)
-        self._product = compute.compiled(product, flops=6.0 * flops, **work)
+        self._product = compute.compiled(product, flops=9.0 * flops, **work)
 
     def train(
         self, start: Tensor, steps: Sequence[Step], images: Tensor, targets: Tensor, rate: Tensor
