@@ -336,7 +336,7 @@ EDITS: dict[str, tuple[Any, set[str]]] = {
     "methods.apm_plus.period": (1, {"distill"}),
     "methods.apm_plus.batch": (100, {"distill"}),
     "methods.apm_plus.ce": (0.2, {"distill"}),
-    "methods.apm_plus.logarithm": (False, {"distill"}),
+    "methods.apm_plus.logarithm": (True, {"distill"}),
     "methods.apm_plus.keep_batch": (False, {"distill"}),
     "methods.apm_plus.augment_images": (False, {"distill"}),
     "methods.apm_plus.students": (2, {"distill"}),

@@ -138,11 +138,11 @@ def test_a_full_disk_keeps_the_state_before(small_disk):
 def test_each_does_finished_items_only_once(resume):
     calls = []
 
-    def work(position, item, part):
-        calls.append((position, item))
+    def work(done, item, part):
+        calls.append((len(done), item))
         if len(calls) == 3:
             raise RuntimeError("killed")
-        return {"name": item, "value": torch.tensor(float(position))}
+        return {"name": item, "value": torch.tensor(float(len(done)))}
 
     with pytest.raises(RuntimeError, match="killed"):
         each("abcd", work, resume)
@@ -160,7 +160,7 @@ def test_each_does_finished_items_only_once(resume):
 def test_each_continues_an_unfinished_item(resume):
     seen = []
 
-    def work(position, item, part):
+    def work(done, item, part):
         seen.append((item, part.state))
         part.save({"half": item})
         if len(seen) == 2:
@@ -177,7 +177,7 @@ def test_each_continues_an_unfinished_item(resume):
 def test_items_are_saved_when_their_time_has_come(tmp_path):
     resume = Resume(tmp_path, "settings", every=1000)
 
-    def due(_position: int, _item: str, part: Part) -> bool:
+    def due(_done: list, _item: str, part: Part) -> bool:
         return part.due()
 
     assert each("ab", due, resume) == [False, False]
@@ -185,9 +185,9 @@ def test_items_are_saved_when_their_time_has_come(tmp_path):
 
 
 def test_each_works_without_a_file():
-    def work(position: int, item: int, part: None) -> int:
+    def work(done: list, item: int, part: None) -> int:
         assert part is None
-        return position * item
+        return len(done) * item
 
     assert each([5, 6], work, None) == [0, 6]
 
@@ -215,7 +215,7 @@ def test_saving_takes_at_most_a_hundredth_of_the_time(resume, monkeypatch):
 def test_a_job_that_is_to_stop_saves_at_once_and_says_so(tmp_path):
     resume = Resume(tmp_path, "settings", every=1000)
 
-    def work(position, item, part):
+    def work(done, item, part):
         if item == 2:
             resume.stopping = signal.SIGTERM
         return item
