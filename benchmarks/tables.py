@@ -71,7 +71,10 @@ def ablation(report: dict[str, Any]) -> str:
 
     def cell(variant: str, ipc: int) -> str:
         score = found.get((variant, ipc))
-        return f"{score['mean']:.1f} ± {score['std']:.1f}" if score else ""
+        if not score:
+            return ""
+        deviation = f" ± {score['std']:.1f}" if score["n"] > 1 else ""
+        return f"{score['mean']:.1f}{deviation}"
 
     names = dict.fromkeys(variant for variant, _ in found)
     lines = [[name, *(cell(name, ipc) for ipc in sizes)] for name in names]
@@ -79,7 +82,7 @@ def ablation(report: dict[str, Any]) -> str:
 
 
 def all_tables() -> list[str]:
-    """Every table of the section on speed and memory."""
+    """Every table that `python -m benchmarks` and its modules measure."""
 
     def read(name: str) -> dict[str, Any]:
         return json.loads((RESULTS / f"{name}.json").read_text())
@@ -90,6 +93,7 @@ def all_tables() -> list[str]:
         updates(read("round_cpu")),
         peaks(read("memory_cpu")),
         precisions(compared),
+        ablation(read("ablation_cpu")),
     ]
 
 
