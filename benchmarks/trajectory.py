@@ -62,6 +62,7 @@ def unrolled(net: FlatNet, *given: Any) -> Tensor:  # noqa: ANN401 - those of `T
 def ways(steps: int, compute: Compute, kind: torch.dtype) -> dict[str, Callable[[], Tensor]]:
     """Each way to the image gradient through so many steps."""
     net, *given = setting(steps, compute, kind)
+    compiled = replace(compute, compile="on")
 
     def recursive(compute: Compute, *, exact: bool) -> Callable[[], Tensor]:
         training = Trajectory(net, F.cross_entropy, compute, exact=exact)
@@ -70,8 +71,9 @@ def ways(steps: int, compute: Compute, kind: torch.dtype) -> dict[str, Callable[
     return {
         "unrolled": lambda: unrolled(net, *given),
         "tesla": recursive(compute, exact=False),
+        "tesla, compiled": recursive(compiled, exact=False),
         "exact": recursive(compute, exact=True),
-        "exact, compiled": recursive(replace(compute, compile="on"), exact=True),
+        "exact, compiled": recursive(compiled, exact=True),
     }
 
 
