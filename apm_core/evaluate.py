@@ -15,9 +15,8 @@ from apm_core.scores import summarize
 from apm_core.teachers import teacher_recipe
 from apm_core.train import Examples, Recipe, Trainer, accuracy
 
-# What a network is trained with: "own", the method's labels and recipe; "hard", classes and cross-
-# entropy;
-# "plain", the method's labels without augmentation.
+# What a network is trained with. own: the method's labels and recipe; hard: classes and
+# cross-entropy; plain: the method's labels, without augmentation.
 PROTOCOLS = ("own", "hard", "plain")
 
 
