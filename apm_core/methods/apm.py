@@ -16,12 +16,12 @@ Beyond the paper, all off by default and what `apm_plus` is made of. What each d
 on held-out images of CIFAR-10 at 1, 10 and 50 images per class, in points beside one base, is in
 `benchmarks/results/ablation_cpu.json` and in the README:
 - Teachers of early epochs (`teacher_epochs`): +6, +4 and +2 over fully trained ones;
-  their mean for labels (the pool's `labels`), +2 to +5; images that move further, +0, +3 and +4.
-- One image per class has to be typical: a weight of 10 for the cross-entropy, +8, augmentation in
+  their mean for labels (the pool's `labels`), +1, +4 and +5; images that move further, 0, +3, +4.
+- One image per class has to be typical: a weight of 10 for the cross-entropy, +9, augmentation in
   the image loss, +2, and last rounds that unroll training (`unrolled`, see `bptt.py`), +4.
-- A start from recognised images (`start`), +1 to +3, and a cross-entropy of 1 at 10, +1.
-- The logarithm: +3, -2, 0. Average, several students, a range of epochs that expands, learned
-  labels: within a point, which is the spread between sets.
+- A start from recognised images (`start`): +2, +1 and +0.5.
+- The logarithm: +2, -2, 0. A cross-entropy of 1, the average, several students, a range of epochs
+  that expands, learned labels and rate: within a point, as is the spread between sets.
 """
 
 import math
