@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import yaml
 from plan import ALGORITHM, Plan, check_schema
+from snakemake.utils import validate
 
 from apm_core import methods
 from apm_core.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
-SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text())
+SCHEMA_FILE = ROOT / "workflow/schemas/config.schema.yaml"
+SCHEMA = yaml.safe_load(SCHEMA_FILE.read_text())
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 ALL = {
@@ -111,6 +113,9 @@ def test_presets_are_valid_and_named_as_their_result(path):
     for file in [base, path] if base in PRESETS and base != path else [path]:
         config = merged(config, yaml.safe_load(file.read_text()))
     check_schema(config, SCHEMA)
+    filled = copy.deepcopy(config)
+    validate(filled, str(SCHEMA_FILE))
+    assert filled == config  # a preset over config.yaml says everything: the schema adds nothing
     plan = Plan(edited({"distill.methods": list(methods.METHODS)}, config))
     classes = CLASSES[config["dataset"]["source"] or config["dataset"]["name"]]
     for method in plan.methods:
@@ -635,6 +640,15 @@ def test_an_override_changes_its_architecture_alone():
     text = Plan(edited({"evaluate.overrides": {"vit": {"lr": 0.1}}})).evaluate("vit", "own")
     settings = json.loads(text)
     assert (settings["lr"], settings["epochs"], settings["networks"]) == (0.1, 1000, 5)
+
+
+def test_an_override_of_one_number_leaves_the_others_to_the_section():
+    config = edited({"evaluate.networks": 3, "evaluate.rates": [0.3, 1.0]})
+    config["evaluate"]["overrides"] = {"vit": {"epochs": 7}}
+    validate(config, str(SCHEMA_FILE))
+    settings = json.loads(Plan(config).evaluate("vit", "own"))
+    found = [settings[key] for key in ("epochs", "networks", "rates", "lr")]
+    assert found == [7, 3, [0.3, 1.0], None]
 
 
 def test_width_and_depth_are_those_of_the_teachers_network_alone():
