@@ -214,6 +214,14 @@ def test_resnet18_equals_torchvision(resolution, side):
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+def test_resnet18_of_a_quarter_of_the_width_has_a_quarter_of_all_channels():
+    narrow = build("resnet18", CIFAR, width=16)
+    shapes = [tuple(p.shape) for p in build("resnet18", CIFAR).parameters()]
+    quarter = [tuple(n // 4 if n >= 64 else n for n in shape) for shape in shapes]
+    assert [tuple(p.shape) for p in narrow.parameters()] == quarter
+    assert narrow(images(2, 3, 32, 32)).shape == (2, 10)
+
+
 def test_resnet18_at_8_px_would_be_constant():
     """Why 8 px are refused although 8 divides 8."""
     from apm_core.nets.resnet import ResNet18
@@ -318,11 +326,18 @@ def test_unknown_architecture():
         why_not("VGG", CIFAR)
 
 
-@pytest.mark.parametrize("key", ["width", "depth"])
-@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "vit", "frepo_conv"])
-def test_convnet_settings_elsewhere(name, key):
+@pytest.mark.parametrize(
+    ("name", "key", "owners"),
+    [("resnet18", "depth", "convnet")]
+    + [
+        (name, *setting)
+        for name in ("alexnet", "vgg11", "vit", "frepo_conv")
+        for setting in (("width", "convnet and resnet18"), ("depth", "convnet"))
+    ],
+)
+def test_settings_of_other_networks(name, key, owners):
     with pytest.raises(
-        ConfigError, match=rf"{key}=3 is a setting of convnet: remove it for {name}"
+        ConfigError, match=rf"{key}=3 is a setting of {owners}: remove it for {name}"
     ):
         build(name, CIFAR, **{key: 3})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from plan import ALGORITHM, Plan, check_schema
+from plan import ALGORITHM, WITH_WIDTH, Plan, check_schema
 from snakemake.utils import validate
 
 from apm_core import methods
@@ -147,8 +147,10 @@ def test_every_key_is_described_and_no_section_takes_others():
 
 
 def test_the_schema_knows_the_methods_and_architectures():
+    from apm_core import nets
     from apm_core.nets import ARCHITECTURES
 
+    assert nets.WITH_WIDTH == WITH_WIDTH
     assert set(SCHEMA_LEAVES["distill.methods"]["items"]["enum"]) == set(methods.METHODS)
     own = {name for name, known in methods.METHODS.items() if known.control_of is None}
     assert set(CONFIG["methods"]) == own
@@ -233,6 +235,10 @@ def test_the_schema_knows_the_methods_and_architectures():
         (
             {"evaluate.overrides": {"alexnet": {"epochs": 3}}},
             "evaluate.overrides: alexnet is not in evaluate.architectures",
+        ),
+        (
+            {"evaluate.overrides": {"vit": {"width": 3}}},
+            "evaluate.overrides.vit.width: convnet and resnet18 alone can be made narrower",
         ),
         (
             {"nas.reference.source": "table", "nas.reference.column": "x"},
@@ -637,6 +643,13 @@ def test_an_override_changes_its_architecture_alone():
     for number in ({"epochs": 7}, {"networks": 7}, {"lr": 7.0}):
         found = changed({"evaluate.overrides": {"vgg11": number}})
         assert found == {("evaluate", "vgg11", "own")}
+    for network in ("resnet18", "convnet"):
+        found = changed({"evaluate.overrides": {network: {"width": 16}}})
+        assert found and {job[1] for job in found} == {network}
+        assert {job[0] for job in found} <= {"evaluate", "ceiling"}
+        plan = Plan(edited({"evaluate.overrides": {network: {"width": 16}}}))
+        for text in (plan.evaluate(network, "own"), plan.ceiling(network)):
+            assert json.loads(text)["width"] == 16
     text = Plan(edited({"evaluate.overrides": {"vit": {"lr": 0.1}}})).evaluate("vit", "own")
     settings = json.loads(text)
     assert (settings["lr"], settings["epochs"], settings["networks"]) == (0.1, 1000, 5)

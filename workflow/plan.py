@@ -32,6 +32,7 @@ ALGORITHM = {
     "nas": 1,
     "collect": 1,
 }
+WITH_WIDTH = ("convnet", "resnet18")  # as apm_core.nets has it, which loads torch
 POOLS = ("teachers", "aligned_teachers", "experts", "flat_experts")
 NOT_OPTIONS = {"rounds", "recipe", "network", "labels", "label_epoch"}  # keys of a method for Plan
 DEVICES = Path("/dev")
@@ -121,6 +122,12 @@ class Plan:
             raise ConfigError(
                 f"config: evaluate.overrides: {unused.pop()} is not in evaluate.architectures"
             )
+        for network, override in c["evaluate"]["overrides"].items():
+            if "width" in override and network not in WITH_WIDTH:
+                raise ConfigError(
+                    f"config: evaluate.overrides.{network}.width: {' and '.join(WITH_WIDTH)} alone"
+                    " can be made narrower or wider"
+                )
         if c["nas"]["networks"] and c["nas"]["reference"]["source"] == "table":
             for key in ("table", "column"):
                 if not c["nas"]["reference"][key]:
@@ -238,7 +245,7 @@ class Plan:
             "lr": override.get("lr"),  # None: that of the set
             "rates": override.get("rates", section["rates"]),
         }
-        return self._text("evaluate", {**settings, **self._network(network), **self._precision})
+        return self._text("evaluate", {**settings, **self._evaluated(network), **self._precision})
 
     def ceiling(self, network: str) -> str:
         """Settings of the networks trained on the full data."""
@@ -246,7 +253,7 @@ class Plan:
         recipe = {key: self.config["teachers"][key] for key in recipe_keys}
         section = {key: self.config["evaluate"]["ceiling"][key] for key in ("epochs", "networks")}
         return self._text(
-            "ceiling", {**recipe, **section, **self._network(network), **self._precision}
+            "ceiling", {**recipe, **section, **self._evaluated(network), **self._precision}
         )
 
     def nas_proxy(self) -> str:
@@ -278,9 +285,14 @@ class Plan:
         return {"precision": self.config["compute"]["precision"]}
 
     def _network(self, name: str) -> Settings:
-        # width and depth are those of the ConvNet, whoever trains it
+        # the teachers' width and depth are those of the ConvNet, whoever trains it
         own = self.config["teachers"] if name == "convnet" else {}
         return {"network": name, "width": own.get("width"), "depth": own.get("depth")}
+
+    def _evaluated(self, name: str) -> Settings:
+        override = self.config["evaluate"]["overrides"].get(name, {})
+        own = {"width": override["width"]} if "width" in override else {}
+        return {**self._network(name), **own}
 
     def _nas_networks(self, training: str, *more: str) -> Settings:
         section = self.config["nas"]

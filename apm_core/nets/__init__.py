@@ -9,7 +9,7 @@ from torch import nn
 from apm_core.errors import ConfigError
 from apm_core.nets.alexnet import AlexNet
 from apm_core.nets.base import Shape as Shape
-from apm_core.nets.convnet import WIDTH, ConvNet
+from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet as FlatNet
 from apm_core.nets.frepo_conv import FRePoConv
 from apm_core.nets.resnet import ResNet18
@@ -25,6 +25,7 @@ _REGISTRY = {
     "frepo_conv": FRePoConv,
 }
 ARCHITECTURES = tuple(_REGISTRY)
+WITH_WIDTH = ("convnet", "resnet18")  # those that can be made narrower or wider
 
 
 def why_not(name: str, shape: Shape) -> str | None:
@@ -52,13 +53,15 @@ def build(
 ) -> nn.Module:
     """A network of freshly drawn weights, from images (N, channels, S, S) to logits (N, classes).
 
-    `width` (default 128) and `depth` (default by resolution) belong to ConvNet alone. Raises
-    ConfigError for an unknown name, for a shape that does not fit, or for a setting out of place.
+    `width` (default: as published) belongs to those of `WITH_WIDTH`, `depth` (default by
+    resolution) to ConvNet alone. Raises ConfigError for an unknown name, for a shape that does not
+    fit, or for a setting out of place.
     """
     require_fit(name, shape)
-    if name == "convnet":
-        return ConvNet(shape, width=WIDTH if width is None else width, depth=depth)
-    for key, value in (("width", width), ("depth", depth)):
-        if value is not None:
-            raise ConfigError(f"{key}={value} is a setting of convnet: remove it for {name}")
-    return _REGISTRY[name](shape)
+    owners = {"width": WITH_WIDTH, "depth": ("convnet",)}
+    given = {key: n for key, n in (("width", width), ("depth", depth)) if n is not None}
+    for key, value in given.items():
+        if name not in owners[key]:
+            known = " and ".join(owners[key])
+            raise ConfigError(f"{key}={value} is a setting of {known}: remove it for {name}")
+    return _REGISTRY[name](shape, **given)

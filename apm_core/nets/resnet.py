@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from apm_core.nets.base import Shape, instance_norm, multiple_of
 
-STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))  # (channels, stride of the first of two blocks)
+WIDTH = 64  # channels of the first stage, as published
+STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))  # (widths, stride of the first of two blocks)
 
 
 class BasicBlock(nn.Module):
@@ -37,23 +38,24 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """Reads a resolution that is a multiple of 8, from 16 on; the last map is (512, S/8, S/8).
+    """Reads a resolution that is a multiple of 8, from 16 on; the last map is (8 width, S/8, S/8).
 
     The average pool spans min(4, S/8) pixels; a rest that fills no window is dropped.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, width: int = WIDTH) -> None:
         super().__init__()
-        width = STAGES[0][0]
         stem = nn.Conv2d(shape.channels, width, 3, padding=1, bias=False)
         layers: list[nn.Module] = [stem, instance_norm(width), nn.ReLU()]
-        for channels, stride in STAGES:
-            layers += [BasicBlock(width, channels, stride), BasicBlock(channels, channels, 1)]
-            width = channels
+        inputs = width
+        for widths, stride in STAGES:
+            channels = widths * width
+            layers += [BasicBlock(inputs, channels, stride), BasicBlock(channels, channels, 1)]
+            inputs = channels
         side = shape.resolution // 8
         pool = min(4, side)
         self.features = nn.Sequential(*layers, nn.AvgPool2d(pool))
-        self.classifier = nn.Linear(width * (side // pool) ** 2, shape.classes)
+        self.classifier = nn.Linear(inputs * (side // pool) ** 2, shape.classes)
 
     @staticmethod
     def why_not(shape: Shape) -> str | None:
@@ -64,4 +66,4 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, channels, S, S) to logits (N, classes)."""
-        return self.classifier(self.features(x).flatten(1))  # (N, 512, s, s) -> (N, 512 * s * s)
+        return self.classifier(self.features(x).flatten(1))  # (N, C, s, s) -> (N, C * s * s)

@@ -14,7 +14,7 @@ from apm_core.nets.flat import FlatNet
 
 @dataclass(frozen=True)
 class Spec:
-    """One architecture for one shape of images; `width` and `depth` are settings of the ConvNet."""
+    """One architecture for one shape of images; `width` and `depth` are those of `nets.build`."""
 
     name: str
     shape: Shape
