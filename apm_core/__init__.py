@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from apm_core.distilled import DistilledSet as DistilledSet
     from apm_core.distilled import load as load
     from apm_core.nets import build as build
-    from apm_core.train import Recipe as Recipe
+    from apm_core.training.recipe import Recipe as Recipe
 
 _HOME = {
     "DistilledSet": "apm_core.distilled",
-    "Recipe": "apm_core.train",
+    "Recipe": "apm_core.training.recipe",
     "build": "apm_core.nets",
     "load": "apm_core.distilled",
 }

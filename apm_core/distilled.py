@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from apm_core import store
+from apm_core.data.whitening import Whitening
 from apm_core.errors import ConfigError
 from apm_core.nets.base import Shape
-from apm_core.train import Recipe
-from apm_core.whiten import Whitening
+from apm_core.runtime import store
+from apm_core.training.recipe import Recipe
 
 KIND = "distilled set"
 

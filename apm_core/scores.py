@@ -65,7 +65,7 @@ def bootstrap_ci(
 
     Networks are drawn in pairs (a_i, b_i) with replacement. Draws for which the statistic is NaN
     are left out; (NaN, NaN) when all are. `seed` may be any non-negative integer, as of
-    `rng.derive`. Raises ConfigError as `spearman` does, or when `resamples` is not positive.
+    `streams.derive`. Raises ConfigError as `spearman` does, or when `resamples` is not positive.
     """
     a, b = _pair(a, b, at_least=3)
     if resamples < 1:

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 import yaml
 
-from apm_core import distilled, store
-from apm_core.device import choose
-from apm_core.distill import distill_shard
-from apm_core.evaluate import evaluate
-from apm_core.merge import merge
-from apm_core.run import Run
+from apm_core import distilled
+from apm_core.runtime import store
+from apm_core.runtime.device import choose
+from apm_core.runtime.run import Run
 from apm_core.scores import summarize
+from apm_core.stages.distill import distill_shard
+from apm_core.stages.evaluate import evaluate
+from apm_core.stages.merge import merge
 from benchmarks import tables
 from benchmarks.measure import RESULTS, ROOT, machine, write
 from benchmarks.pipeline import Config, Plan, config_of, data_of, overlaid, pool_of

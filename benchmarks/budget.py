@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from apm_core import methods
-from apm_core.device import choose
 from apm_core.methods.base import Job
 from apm_core.nets.spec import Spec
+from apm_core.runtime.device import choose
 from benchmarks.measure import ROOT
 from benchmarks.pipeline import Plan, config_of, data_of, pool_of
 

@@ -35,14 +35,15 @@ from typing import Any
 import torch
 import yaml
 
-from apm_core import distilled, store
-from apm_core.collect import collect, summarize_folder
-from apm_core.device import choose
+from apm_core import distilled
+from apm_core.data.prepared import PreparedData
 from apm_core.errors import ApmError, ArtifactError
-from apm_core.merge import merge
-from apm_core.prepare import PreparedData
-from apm_core.resume import MOST, Resume
-from apm_core.teachers import TeacherPool
+from apm_core.runtime import store
+from apm_core.runtime.device import choose
+from apm_core.runtime.resume import MOST, Resume
+from apm_core.stages.collect import collect, summarize_folder
+from apm_core.stages.merge import merge
+from apm_core.training.teacher_pool import TeacherPool
 from benchmarks.measure import RESULTS, ROOT, machine, write
 from benchmarks.pipeline import Plan, config_of, overlaid
 

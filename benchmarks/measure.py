@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from apm_core import store
-from apm_core.device import Compute
+from apm_core.runtime import store
+from apm_core.runtime.device import Compute
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"

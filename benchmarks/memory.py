@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from apm_core import memory
-from apm_core.device import Compute, choose
-from apm_core.methods.apm import APM
+from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job
+from apm_core.runtime import memory
+from apm_core.runtime.device import Compute, choose
 from benchmarks.measure import RESULTS, machine, show, write
 from benchmarks.workload import IMAGENET64, apm, job, spec_of
 

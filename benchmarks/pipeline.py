@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from snakemake.utils import update_config
 
-from apm_core.device import Compute
-from apm_core.prepare import PreparedData
-from apm_core.teachers import TeacherPool
+from apm_core.data.prepared import PreparedData
+from apm_core.runtime.device import Compute
+from apm_core.training.teacher_pool import TeacherPool
 from benchmarks.measure import ROOT
 
 sys.path.insert(0, str(ROOT / "workflow"))

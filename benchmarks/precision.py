@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from apm_core import store
 from apm_core.distilled import load
+from apm_core.runtime import store
 from apm_core.scores import summarize
 from benchmarks.measure import RESULTS, ROOT, machine, write
 from benchmarks.pipeline import config_of, run_pipeline

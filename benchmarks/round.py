@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core.device import Compute, choose
 from apm_core.methods.base import Job, State
+from apm_core.runtime.device import Compute, choose
 from benchmarks.measure import RESULTS, Elsewhere, machine, ratio, serve, show, together, write
 from benchmarks.workload import apm, job, spec_of, variants
 

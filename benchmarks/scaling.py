@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from apm_core.device import Compute, choose
 from apm_core.nets.base import Shape
-from apm_core.train import Trainer, forward_flops
+from apm_core.runtime.device import Compute, choose
+from apm_core.training.inference import forward_flops
+from apm_core.training.trainer import Trainer
 from benchmarks.measure import RESULTS, machine, show, write
 from benchmarks.workload import STUDENT, apm, examples, job, spec_of
 

@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 
-from apm_core import augment, rng
-from apm_core.device import Compute, choose
+from apm_core.data.examples import Examples
 from apm_core.nets.spec import Spec
-from apm_core.train import Examples, Trainer, forward_flops
+from apm_core.runtime import streams
+from apm_core.runtime.device import Compute, choose
+from apm_core.training import augment
+from apm_core.training.inference import forward_flops
+from apm_core.training.trainer import Trainer
 from benchmarks.measure import (
     RESULTS,
     Elsewhere,
@@ -41,7 +44,7 @@ def plain_pass(spec: Spec, given: Examples, batch: int, compute: Compute) -> Cal
     """One pass of the plain loop over `given`, as a function of no arguments."""
     net = spec.build().to(compute.device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
-    random = rng.generator("plain")
+    random = streams.generator("plain")
 
     def one_pass() -> float:
         hits = 0

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core import augment, memory, rng
-from apm_core.device import Compute, choose
+from apm_core.methods.matching.trajectory import Step, Trajectory
 from apm_core.nets.flat import FlatNet
-from apm_core.trajectory import Step, Trajectory
+from apm_core.runtime import memory, streams
+from apm_core.runtime.device import Compute, choose
+from apm_core.training import augment
 from benchmarks.measure import RESULTS, machine, show, write
 from benchmarks.workload import STUDENT, spec_of
 
@@ -30,7 +31,7 @@ def setting(steps: int, compute: Compute, kind: torch.dtype) -> tuple[Any, ...]:
     """A network, and the arguments of `Trajectory.match`: the target is where the same steps on
     other images end.
     """
-    spec, device, random = spec_of(16), compute.device, rng.generator("trajectory", steps)
+    spec, device, random = spec_of(16), compute.device, streams.generator("trajectory", steps)
     net = FlatNet(spec.build().to(device, kind))
     images, others = torch.randn(2, IMAGES, *spec.shape.image, generator=random).to(device, kind)
     classes = (torch.arange(IMAGES) % spec.shape.classes).to(device)

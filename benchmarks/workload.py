@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from apm_core import rng
-from apm_core.device import Compute
-from apm_core.methods.apm import APM
+from apm_core.data.examples import Examples
+from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job
 from apm_core.nets.base import Shape
 from apm_core.nets.spec import Spec
-from apm_core.teachers import TeacherPool
-from apm_core.train import Examples, Recipe
+from apm_core.runtime import streams
+from apm_core.runtime.device import Compute
+from apm_core.training.recipe import Recipe
+from apm_core.training.teacher_pool import TeacherPool
 
 CIFAR10 = Shape(channels=3, resolution=32, classes=10)
 IMAGENET64 = Shape(channels=3, resolution=64, classes=1000)
@@ -26,7 +27,7 @@ def spec_of(width: int, shape: Shape = CIFAR10) -> Spec:
 
 def examples(count: int, compute: Compute, shape: Shape = CIFAR10) -> Examples:
     """`count` images of noise and as many logits, on the device."""
-    random = rng.generator("benchmark", count)
+    random = streams.generator("benchmark", count)
     images = torch.randn(count, *shape.image, generator=random).to(compute.device)
     return Examples(images, torch.randn(count, shape.classes, generator=random).to(compute.device))
 
@@ -39,7 +40,7 @@ class Noise:
 
     def shard(self, ipc: int, index: int) -> tuple[Tensor, Tensor]:
         """`ipc` images of noise per class, and their classes."""
-        random = rng.generator("benchmark", "shard", index)
+        random = streams.generator("benchmark", "shard", index)
         images = torch.randn(ipc * self.shape.classes, *self.shape.image, generator=random)
         return images, torch.arange(self.shape.classes).repeat_interleave(ipc)
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from apm_core import distilled
-from apm_core.device import Compute
-from apm_core.distill import distill_shard
-from apm_core.merge import merge
-from apm_core.prepare import prepare
-from apm_core.run import Run
-from apm_core.teachers import TeacherPool, train_group
+from apm_core.runtime.device import Compute
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill_shard
+from apm_core.stages.merge import merge
+from apm_core.stages.prepare import prepare
+from apm_core.stages.teachers import train_group
+from apm_core.training.teacher_pool import TeacherPool
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

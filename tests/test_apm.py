@@ -5,19 +5,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core import augment, rng
-from apm_core.device import Compute
-from apm_core.distill import distill
 from apm_core.errors import ConfigError
-from apm_core.methods.apm import APM
+from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job, State
 from apm_core.methods.bptt import BPTT
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
-from apm_core.resume import Resume
-from apm_core.teachers import TeacherPool
-from apm_core.train import Recipe
+from apm_core.runtime import streams
+from apm_core.runtime.device import Compute
+from apm_core.runtime.resume import Resume
+from apm_core.stages.distill import distill
+from apm_core.training import augment
+from apm_core.training.recipe import Recipe
+from apm_core.training.teacher_pool import TeacherPool
 
 SHAPE = Shape(channels=1, resolution=8, classes=4)
 CPU = Compute(torch.device("cpu"), compile="off")
@@ -29,7 +30,7 @@ class DoubleSpec(Spec):
     def memory(self, device: torch.device) -> FlatNet:
         return FlatNet(self.build().double().to(device))
 
-    def fresh(self, *stream: rng.Path) -> Tensor:
+    def fresh(self, *stream: streams.Key) -> Tensor:
         return super().fresh(*stream).double()
 
 
@@ -152,7 +153,7 @@ def test_augmented_images_get_the_gradient_through_the_augmentation(pool):
     before = state["images"].clone()
     method.step(state, 0)
 
-    drawn = augment.draw(method.recipe.augment, 12, rng.generator(5, "distill", 0, 0, "images"))
+    drawn = augment.draw(method.recipe.augment, 12, streams.generator(5, "distill", 0, 0, "images"))
     leaf = before.clone().requires_grad_()
     seen = augment.augment(leaf, augment.Draw(drawn.group, drawn.uniform.double()))
     loss = loss_of(seen, state, pool, ce=0.1, logarithm=False)

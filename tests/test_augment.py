@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from apm_core import rng
-from apm_core.augment import Draw, augment, draw, groups
 from apm_core.errors import ConfigError
+from apm_core.runtime import streams
+from apm_core.training.augment import Draw, augment, draw, groups
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 GROUPS = tuple(ALL.split("_"))
@@ -198,7 +198,7 @@ def test_angles_lie_between_minus_and_plus_fifteen_degrees():
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_siamese_draw_transforms_all_images_of_all_batches_alike(images, group):
-    once = draw(group, 1, rng.generator(7, group))
+    once = draw(group, 1, streams.generator(7, group))
     together = augment(images, once)
     assert torch.equal(together, torch.cat([augment(images[:2], once), augment(images[2:], once)]))
     alike = augment(images[:1].expand(4, -1, -1, -1), once)
@@ -213,7 +213,7 @@ def test_each_image_has_numbers_of_its_own(images, group):
 
 
 def test_one_group_is_drawn_per_call_and_each_as_often():
-    random = rng.generator("groups")
+    random = streams.generator("groups")
     found = [GROUPS.index(draw(ALL, 2, random).group) for _ in range(1200)]
     assert is_uniform(torch.tensor(found), range(6))
 
@@ -235,7 +235,7 @@ def test_gradients_equal_finite_differences(group):
 
 
 def test_none_draws_nothing_and_changes_nothing(images):
-    random = rng.generator(0)
+    random = streams.generator(0)
     before = random.get_state()
     assert draw("none", 5, random) is None
     assert torch.equal(random.get_state(), before)
@@ -244,7 +244,7 @@ def test_none_draws_nothing_and_changes_nothing(images):
 
 def test_draws_leave_the_global_generator_alone():
     before = torch.get_rng_state()
-    draw(ALL, 10, rng.generator(0))
+    draw(ALL, 10, streams.generator(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -7,7 +7,7 @@ import yaml
 from plan import Plan, check_schema
 
 from apm_core import methods
-from apm_core.device import Compute
+from apm_core.runtime.device import Compute
 from benchmarks import ablation, measure, overhead, pipeline, precision, tables
 from benchmarks.workload import CIFAR10, apm, job, spec_of
 

@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core import augment, rng
-from apm_core.distill import distill
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.methods.base import Job
 from apm_core.methods.bptt import BPTT, START_LOGIT
 from apm_core.nets.spec import Spec
-from apm_core.resume import Resume
-from apm_core.train import Recipe
+from apm_core.runtime import streams
+from apm_core.runtime.resume import Resume
+from apm_core.stages.distill import distill
+from apm_core.training import augment
+from apm_core.training.recipe import Recipe
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="soft_ce", augment="crop_scale")
 OPTIONS = {
@@ -47,7 +48,7 @@ def unrolled(job: Job, method: BPTT, state: dict, index: int) -> tuple[Tensor, l
     leaves = [state[name].clone().requires_grad_() for name in names]
     images, targets, log_rate = leaves
     net, theta = job.spec.memory(images.device), job.spec.fresh(*stream, "network")
-    random = rng.generator(*stream, "window")
+    random = streams.generator(*stream, "window")
     first = int(torch.randint(OPTIONS["before"] + 1, (), generator=random))
     for number, step in enumerate(method.inner.draw(10, images.device, *stream)[: first + 4]):
         theta = theta.detach() if number <= first else theta
@@ -57,7 +58,7 @@ def unrolled(job: Job, method: BPTT, state: dict, index: int) -> tuple[Tensor, l
         slope = torch.autograd.grad(loss, theta, create_graph=True)[0]
         theta = theta - log_rate.exp() * slope
     train = job.data.examples("train", job.compute)
-    order = torch.randperm(len(train.targets), generator=rng.generator(*stream, "real"))[:50]
+    order = torch.randperm(len(train.targets), generator=streams.generator(*stream, "real"))[:50]
     result = F.cross_entropy(net.at(theta, train.images[order]), train.targets[order])
     return result.detach(), list(torch.autograd.grad(result, leaves))
 

@@ -7,13 +7,14 @@ from datetime import UTC, date, datetime
 import pytest
 import torch
 
-from apm_core import scores, store
-from apm_core.collect import collect, summarize_folder
+from apm_core import scores
+from apm_core.data.whitening import Whitening
 from apm_core.distilled import DistilledSet
 from apm_core.errors import ArtifactError
-from apm_core.settings import fingerprint
-from apm_core.train import Recipe
-from apm_core.whiten import Whitening
+from apm_core.runtime import store
+from apm_core.settings.text import fingerprint
+from apm_core.stages.collect import collect, summarize_folder
+from apm_core.training.recipe import Recipe
 
 SETTINGS = {"ipc": 2, "seed": 4, "dataset": {"name": "toys"}}
 COSTS = {

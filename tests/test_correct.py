@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from apm_core.data.prepared import PreparedData
 from apm_core.errors import DataError
-from apm_core.methods.correct import correct_logits, correct_shard
+from apm_core.methods.shared.recognised import correct_logits, correct_shard
 from apm_core.nets.flat import FlatNet
-from apm_core.prepare import PreparedData
-from apm_core.teachers import TeacherPool
+from apm_core.training.teacher_pool import TeacherPool
 
 
 class Table(nn.Module):

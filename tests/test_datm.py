@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from apm_core import augment, distilled, methods
-from apm_core.distill import distill_shard
+from apm_core import distilled, methods
 from apm_core.errors import ConfigError
-from apm_core.merge import merge
 from apm_core.methods.base import Job
-from apm_core.methods.correct import correct_shard
-from apm_core.methods.datm import DATM
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.train import Recipe, soft_ce
-from apm_core.trajectory import Match, Trajectory
+from apm_core.methods.matching.datm import DATM
+from apm_core.methods.matching.trajectory import Match, Trajectory
+from apm_core.methods.shared.recognised import correct_shard
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill_shard
+from apm_core.stages.merge import merge
+from apm_core.training import augment
+from apm_core.training.losses import soft_ce
+from apm_core.training.recipe import Recipe
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="soft_ce", augment="crop_scale")
 OPTIONS = {

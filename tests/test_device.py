@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from apm_core import device, rng
-from apm_core.device import Compute, _lock_one, choose, reserved
 from apm_core.errors import ConfigError
 from apm_core.nets.base import Shape
 from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet
+from apm_core.runtime import device, streams
+from apm_core.runtime.device import Compute, _lock_one, choose, reserved
 
 CPU = torch.device("cpu")
 
@@ -156,7 +156,7 @@ def test_an_error_of_the_function_itself_is_not_swallowed(fake_compile):
 @pytest.mark.skipif(not device._compiler(), reason="no C++ compiler")
 def test_a_compiled_step_equals_the_plain_one():
     shape = Shape(channels=1, resolution=8, classes=4)
-    with rng.seeded("compiled"):
+    with streams.seeded("compiled"):
         net = FlatNet(ConvNet(shape, width=8, depth=2))
         images, targets = torch.randn(6, 1, 8, 8), torch.randn(6, 4)
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from apm_core import rng, store
-from apm_core.distill import distill, distill_shard
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.methods import build
 from apm_core.methods.base import Job, Method, State
-from apm_core.resume import Resume
-from apm_core.run import Run
+from apm_core.runtime import store, streams
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill, distill_shard
 
 ROUNDS = 7  # R + 1
 
@@ -38,7 +38,9 @@ class Walk(Method):
 
     def step(self, state: State, index: int) -> dict[str, float]:
         self.done.append(index)
-        state["images"] += torch.rand(2, 1, 2, 2, generator=rng.generator(*self.job.stream, index))
+        state["images"] += torch.rand(
+            2, 1, 2, 2, generator=streams.generator(*self.job.stream, index)
+        )
         bad = self.terms if index == 4 else {}
         return {"drift": 1.0, "lr_images": 0.5, "lr_labels": 0.25, **bad}
 
@@ -63,7 +65,7 @@ def test_every_round_is_done_once_and_shown(job):
     assert [call[:2] for call in shown] == [(index + 1, ROUNDS) for index in range(ROUNDS)]
     assert shown[0][2] == {"drift": 1.0, "lr_images": 0.5, "lr_labels": 0.25}
     steps = [
-        torch.rand(2, 1, 2, 2, generator=rng.generator(5, "distill", 3, index))
+        torch.rand(2, 1, 2, 2, generator=streams.generator(5, "distill", 3, index))
         for index in range(ROUNDS)
     ]
     torch.testing.assert_close(result.images, torch.stack(steps).sum(0))

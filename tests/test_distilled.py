@@ -8,10 +8,10 @@ import torch
 
 import apm_core
 from apm_core import distilled
+from apm_core.data.whitening import Whitening
 from apm_core.errors import ArtifactError, ConfigError
 from apm_core.nets.base import Shape
-from apm_core.train import Recipe
-from apm_core.whiten import Whitening
+from apm_core.training.recipe import Recipe
 
 
 def test_the_set_describes_itself(real_set):

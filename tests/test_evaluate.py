@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from apm_core import rates
+from apm_core.data.examples import Examples
 from apm_core.errors import DivergenceError
-from apm_core.evaluate import PROTOCOLS, ceiling, evaluate, protocol_recipe
 from apm_core.nets.spec import Spec
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.teachers import teacher_recipe
-from apm_core.train import Examples, Recipe, Trainer, accuracy
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages.evaluate import PROTOCOLS, ceiling, evaluate, protocol_recipe
+from apm_core.training import rate_search
+from apm_core.training.inference import accuracy
+from apm_core.training.recipe import Recipe, teacher_recipe
+from apm_core.training.trainer import Trainer
 
 RECIPE = Recipe(passes=3, lr=0.5, batch=7, drop_momentum=True, loss="soft_ce", augment="crop")
 TIMES = ("seconds", "recipe")
@@ -134,7 +136,7 @@ def test_the_best_rate_on_training_images_is_used(real_set, digits, cpu, searche
         Spec("convnet", digits.shape, 6, 1),
     )
     stream = (3, "evaluate", "own")
-    real, found = digits.examples("train", cpu).some(rates.REAL, *stream, "real"), {}
+    real, found = digits.examples("train", cpu).some(rate_search.REAL, *stream, "real"), {}
     for factor in searched["rates"][:3]:
         one = Trainer(spec.memory(cpu.device), recipe, cpu, examples, networks=1)
         name, lr = (*stream, "convnet", "rate"), factor * recipe.lr
@@ -154,7 +156,7 @@ def test_a_set_that_no_rate_suits_is_reported(real_set, digits, cpu, searched):
 
 
 def test_an_interrupted_search_is_continued(real_set, digits, cpu, searched, tmp_path, monkeypatch):
-    unbroken, tried, seen = evaluate(real_set, digits, searched, Run(cpu)), rates.tried, []
+    unbroken, tried, seen = evaluate(real_set, digits, searched, Run(cpu)), rate_search.tried, []
 
     def counted(trainer, spec, rate, *given, **options):
         seen.append(rate)
@@ -163,7 +165,7 @@ def test_an_interrupted_search_is_continued(real_set, digits, cpu, searched, tmp
         return tried(trainer, spec, rate, *given, **options)
 
     resume = Resume(tmp_path, searched, every=0)
-    monkeypatch.setattr("apm_core.evaluate.tried", counted)
+    monkeypatch.setattr("apm_core.stages.evaluate.tried", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(real_set, digits, searched, Run(cpu, resume))
     assert scores(evaluate(real_set, digits, searched, Run(cpu, resume))) == scores(unbroken)

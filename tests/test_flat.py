@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from apm_core.errors import ConfigError
 from apm_core.nets import Shape, build
 from apm_core.nets.flat import FlatNet
-from apm_core.rng import generator, seeded
+from apm_core.runtime.streams import generator, seeded
 
 SHAPE = Shape(channels=1, resolution=8, classes=3)
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-3}

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apm_core import distilled, methods, ridge
-from apm_core.distill import distill, distill_shard
+from apm_core import distilled, methods
 from apm_core.errors import ConfigError, DivergenceError
-from apm_core.merge import merge
-from apm_core.methods import pool
 from apm_core.methods.base import Job, State
-from apm_core.methods.frepo import FRePo, centred, distillation_network
+from apm_core.methods.kernel import network_pool, ridge
+from apm_core.methods.kernel.frepo import FRePo, centred, distillation_network
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.train import Recipe
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill, distill_shard
+from apm_core.stages.merge import merge
+from apm_core.training.recipe import Recipe
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="half_mse", augment="crop_scale")
 OPTIONS = {
@@ -233,19 +233,21 @@ def test_batch_norm_of_frepos_own_network_lives_in_the_pool(digits, cpu):
     state = frepo().init(given)
     assert state["buffers"].shape == (3, 0)  # one block at 8 px has none
     deep = FlatNet(distillation_network(Spec("frepo_conv", Shape(1, 16, 10))))
-    state = pool.fresh_pool(lambda: distillation_network(Spec("frepo_conv", Shape(1, 16, 10))), 2)
+    state = network_pool.fresh_pool(
+        lambda: distillation_network(Spec("frepo_conv", Shape(1, 16, 10))), 2
+    )
     assert state["buffers"].tolist() == [[0.0] * 128 + [1.0] * 128] * 2
     kept = state["buffers"][0].clone()
-    pool.load(state, 1, deep)
+    network_pool.load(state, 1, deep)
     images, targets = random(4, 1, 16, 16).float(), random(4, 10).float()
-    memory = pool.member_moments(state, 1)
-    pool.train(deep, deep, images, targets, memory, 1e-3, given)
+    memory = network_pool.member_moments(state, 1)
+    network_pool.train(deep, deep, images, targets, memory, 1e-3, given)
     with_one_step = deep(images)
-    pool.store(state, 1, deep, memory)
+    network_pool.store(state, 1, deep, memory)
     assert torch.equal(state["buffers"][0], kept) and not torch.equal(state["buffers"][1], kept)
-    pool.load(state, 0, deep)
+    network_pool.load(state, 0, deep)
     assert not torch.allclose(deep(images), with_one_step, rtol=1e-2)
-    pool.load(state, 1, deep)
+    network_pool.load(state, 1, deep)
     assert torch.equal(deep(images), with_one_step)  # in evaluation mode: nothing else is kept
 
 

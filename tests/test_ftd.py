@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from apm_core import methods
-from apm_core.distill import distill_shard
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.methods.base import Job
-from apm_core.methods.ftd import FTD
-from apm_core.methods.mtt import MTT
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.train import Recipe
+from apm_core.methods.matching.ftd import FTD
+from apm_core.methods.matching.mtt import MTT
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill_shard
+from apm_core.training.recipe import Recipe
 
 OPTIONS = {
     "lr_images": 5.0,

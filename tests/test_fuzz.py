@@ -14,9 +14,9 @@ from PIL import Image
 from plan import Plan, check_schema
 from snakemake.utils import validate
 
-from apm_core import store
 from apm_core.data.readers import read
 from apm_core.errors import ApmError, ArtifactError, ConfigError
+from apm_core.runtime import store
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from apm_core import memory, rng
-from apm_core.device import Compute
+from apm_core.data.examples import Examples
 from apm_core.nets.base import Shape
 from apm_core.nets.spec import Spec
-from apm_core.train import Examples, Recipe, Trainer
+from apm_core.runtime import memory, streams
+from apm_core.runtime.device import Compute
+from apm_core.training.recipe import Recipe
+from apm_core.training.trainer import Trainer
 from benchmarks.workload import apm, job
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -19,7 +21,7 @@ SPEC = Spec("convnet", Shape(3, 16, 4), width=16, depth=2)
 
 
 def examples(device: torch.device) -> Examples:
-    random = rng.generator("examples")
+    random = streams.generator("examples")
     images, targets = torch.randn(50, 3, 16, 16, generator=random), torch.randn(50, 4)
     return Examples(images.to(device), targets.to(device))
 

@@ -15,7 +15,7 @@ import torch
 from _job import LOG_EVERY_S, STOPPING, ShownProgress, job
 
 from apm_core.errors import DataError
-from apm_core.resume import each
+from apm_core.runtime.resume import each
 
 
 class Named(dict):
@@ -136,7 +136,7 @@ def test_a_later_signal_ends_the_job_at_once(tmp_path):
         "import signal, time\n"
         "import _job\n"
         "from _job import _saving_when_asked_to_stop\n"
-        "from apm_core.resume import Resume\n"
+        "from apm_core.runtime.resume import Resume\n"
         "with _saving_when_asked_to_stop(Resume('.', 0)):\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    signal.raise_signal(signal.SIGTERM)\n"

@@ -8,17 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core import augment, methods
-from apm_core.distill import distill_shard
+from apm_core import methods
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, State
 from apm_core.methods.dc import DC, matching_distance
 from apm_core.methods.dm import DM
-from apm_core.methods.real import RealClasses, siamese
+from apm_core.methods.shared.real_classes import RealClasses, siamese
 from apm_core.nets.spec import Spec
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.train import Recipe
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill_shard
+from apm_core.training import augment
+from apm_core.training.recipe import Recipe
 
 STRATEGY = "crop_scale"
 RECIPE = Recipe(passes=1, lr=0.01, loss="ce", augment=STRATEGY)

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from apm_core import memory
-from apm_core.device import Compute
-from apm_core.distill import Budget, distill_shard, home_of
 from apm_core.errors import ConfigError, OutOfMemoryError
-from apm_core.memory import GB, largest_segment
-from apm_core.methods import apm as module
-from apm_core.run import Run
+from apm_core.methods.apm import apm as module
+from apm_core.runtime import memory
+from apm_core.runtime.device import Compute
+from apm_core.runtime.memory import GB, largest_segment
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import Budget, distill_shard, home_of
 
 CPU = Compute(torch.device("cpu"), compile="off")
 
@@ -221,7 +221,7 @@ def test_a_budget_picks_the_segment_and_leaves_the_result(
 
 def test_rehearsals_leave_no_trace(settings, digits, teachers, tmp_path, monkeypatch):
     found, _ = shard(tmp_path / "a", settings, digits, teachers)
-    monkeypatch.setattr("apm_core.distill.predict", lambda *_: None)
+    monkeypatch.setattr("apm_core.stages.distill.predict", lambda *_: None)
     without, _ = shard(tmp_path / "b", settings, digits, teachers)
     assert found.content == without.content
 

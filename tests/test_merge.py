@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from apm_core import distilled, methods, rng, store
-from apm_core.distill import distill_shard
+from apm_core import distilled, methods
 from apm_core.errors import ArtifactError
-from apm_core.merge import merge
-from apm_core.prepare import prepare
-from apm_core.run import Run
-from apm_core.train import Recipe
+from apm_core.runtime import store, streams
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill_shard
+from apm_core.stages.merge import merge
+from apm_core.stages.prepare import prepare
+from apm_core.training.recipe import Recipe
 
 
 def test_shards_follow_each_other_in_the_order_given(
@@ -25,7 +26,7 @@ def test_shards_follow_each_other_in_the_order_given(
 
 
 def test_one_teacher_labels_the_set(real_set, teachers, cpu):
-    chosen = int(torch.randint(4, (), generator=rng.generator(0, "labels")))
+    chosen = int(torch.randint(4, (), generator=streams.generator(0, "labels")))
     torch.testing.assert_close(real_set.targets, teachers.logits(chosen, real_set.images, cpu))
     others = [teachers.logits(i, real_set.images, cpu) for i in range(4) if i != chosen]
     assert not any(torch.allclose(real_set.targets, other, atol=1e-3) for other in others)

@@ -9,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core import augment, distilled, methods
-from apm_core.distill import distill_shard
+from apm_core import distilled, methods
 from apm_core.errors import ConfigError
-from apm_core.merge import merge
 from apm_core.methods.base import Job
-from apm_core.methods.mtt import MTT
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.train import Recipe
-from apm_core.trajectory import Inner, Match, Trajectory
+from apm_core.methods.matching.mtt import MTT
+from apm_core.methods.matching.trajectory import Inner, Match, Trajectory
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill_shard
+from apm_core.stages.merge import merge
+from apm_core.training import augment
+from apm_core.training.recipe import Recipe
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="ce", augment="crop_scale")
 OPTIONS = {

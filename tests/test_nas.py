@@ -6,13 +6,14 @@ import json
 import pytest
 from scipy import stats
 
-from apm_core import nas, store
 from apm_core.errors import DataError
-from apm_core.nas import architectures, compare, proxy, table_reference, train_reference
 from apm_core.nets.nasbench201 import sample
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.train import accuracy
+from apm_core.runtime import store
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages import nas
+from apm_core.stages.nas import architectures, compare, proxy, table_reference, train_reference
+from apm_core.training.inference import accuracy
 
 ARCHS = sample(4, 0)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from apm_core.errors import ConfigError
 from apm_core.nets import Shape
 from apm_core.nets.nasbench201 import OPS, Cell, format_arch, is_constant, network, parse, sample
-from apm_core.rng import generator, seeded
+from apm_core.runtime.streams import generator, seeded
 
 TABLE = Path(__file__).parents[2] / "shared/data/nasbench201_accuracy.csv.gz"
 CIFAR = Shape(channels=3, resolution=32, classes=10)

@@ -13,7 +13,7 @@ from apm_core.errors import ConfigError
 from apm_core.nets import ARCHITECTURES, Shape, build, why_not
 from apm_core.nets.base import instance_norm
 from apm_core.nets.frepo_conv import FRePoConv
-from apm_core.rng import generator, seeded
+from apm_core.runtime.streams import generator, seeded
 
 CIFAR = Shape(channels=3, resolution=32, classes=10)
 COUNTS = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from apm_core.optim import Moments, adabelief_, adam_, lamb_
+from apm_core.training.optimizers import Moments, adabelief_, adam_, lamb_
 
 STEPS = 5
 

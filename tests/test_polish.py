@@ -4,18 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from apm_core import distilled, rng, store
-from apm_core.distill import distill_shard
+from apm_core import distilled
+from apm_core.data.examples import Examples
 from apm_core.errors import DivergenceError
-from apm_core.merge import merge
-from apm_core.methods import polish
+from apm_core.methods.apm import polish
 from apm_core.methods.base import Job, Shard
-from apm_core.methods.correct import correct_shard
+from apm_core.methods.shared.recognised import correct_shard
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
-from apm_core.run import Run
-from apm_core.train import Examples, Recipe, Trainer, accuracy
+from apm_core.runtime import store, streams
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill_shard
+from apm_core.stages.merge import merge
+from apm_core.training.inference import accuracy
+from apm_core.training.recipe import Recipe
+from apm_core.training.trainer import Trainer
 
 RECIPE = Recipe(passes=1, lr=0.05, batch=16, loss="l1", augment="none").with_epochs(10)
 SPEC = Spec("convnet", Shape(channels=1, resolution=8, classes=4), width=6, depth=1)
@@ -63,7 +67,7 @@ def test_the_rate_is_the_one_that_does_best_on_real_training_images(start, teach
     assert found.targets is None and torch.equal(found.images, shard.images)
     train = digits.examples("train", cpu)
     order = torch.randperm(
-        len(train.targets), generator=rng.generator(*job.stream, "polish", "real")
+        len(train.targets), generator=streams.generator(*job.stream, "polish", "real")
     )
     rows = order[: polish.REAL]
     real = Examples(train.images[rows], train.targets[rows])

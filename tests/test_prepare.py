@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from apm_core import prepare as module
-from apm_core import rng
 from apm_core.data import read
+from apm_core.data.prepared import PreparedData, Whitened
+from apm_core.data.whitening import Whitening
 from apm_core.errors import ArtifactError, ConfigError, DataError
 from apm_core.nets.base import Shape
-from apm_core.prepare import PreparedData, Whitened, prepare
-from apm_core.whiten import Whitening
+from apm_core.runtime import streams
+from apm_core.data import prepared as module
+from apm_core.stages.prepare import prepare
 
 
 def pixels(data: PreparedData, images) -> np.ndarray:
@@ -61,7 +62,7 @@ def test_images_whitened_on_demand_equal_those_that_are_held(digits, cpu, monkey
     monkeypatch.setattr(module, "HELD_BYTES", size - 1)
     lazy = digits.examples("train", cpu)
     assert isinstance(lazy.images, Whitened) and len(lazy.images) == len(held.images)
-    index = torch.randperm(len(held.images), generator=rng.generator(0))[:100]
+    index = torch.randperm(len(held.images), generator=streams.generator(0))[:100]
     torch.testing.assert_close(lazy.images[index], held.images[index], rtol=1e-5, atol=1e-5)
     assert torch.equal(lazy.targets, held.targets)
 

@@ -9,22 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core import distilled, methods, optim
-from apm_core.distill import distill_shard
+from apm_core import distilled, methods
+from apm_core.data.examples import Examples
 from apm_core.errors import ConfigError
-from apm_core.implicit import Descent, Inner, Tangent, WithFeatures, regress
-from apm_core.merge import merge
-from apm_core.methods import pool
-from apm_core.methods import rcig as module
 from apm_core.methods.base import Job, State
-from apm_core.methods.frepo import FRePo
-from apm_core.methods.rcig import RCIG, capped, largest_rate, smoothed
+from apm_core.methods.kernel import network_pool
+from apm_core.methods.kernel import rcig as module
+from apm_core.methods.kernel.frepo import FRePo
+from apm_core.methods.kernel.implicit import Descent, Inner, Tangent, WithFeatures, regress
+from apm_core.methods.kernel.rcig import RCIG, capped, largest_rate, smoothed
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.train import Examples, Recipe
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages.distill import distill_shard
+from apm_core.stages.merge import merge
+from apm_core.training import optimizers
+from apm_core.training.recipe import Recipe
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="half_mse", augment="crop_scale")
 OPTIONS = {
@@ -282,10 +284,10 @@ def test_a_round_moves_what_is_learned_by_adabelief_and_averages_it(job):
     before = {k: v.clone() for k, v in state.items() if isinstance(v, Tensor)}
     method.step(state, 0)
     for name, rate in (("images", 3e-3), ("targets", 3e-3), ("temperature", 3e-2)):
-        moments = optim.Moments.at_rest(before[name])
+        moments = optimizers.Moments.at_rest(before[name])
         expected = before[name].clone()
         # the first moment after one step is a tenth of the gradient
-        optim.adabelief_(expected, 10 * state[f"{name}_first"], moments, rate)
+        optimizers.adabelief_(expected, 10 * state[f"{name}_first"], moments, rate)
         torch.testing.assert_close(state[name], expected, rtol=1e-4, atol=1e-5)
     first = state["images"].clone()
     torch.testing.assert_close(method.finish(state).images, first)  # without the pull of zero
@@ -337,7 +339,7 @@ def test_a_gradient_that_is_not_finite_is_shown_and_spoils_nothing(job):
 def test_a_round_that_runs_out_of_memory_can_be_done_again(job, method, monkeypatch):
     """Whatever fails, be it the last step of the network's training, the state has not moved."""
     made = rcig() if method == "rcig" else frepo()
-    state, train, calls = made.init(job), pool.train, []
+    state, train, calls = made.init(job), network_pool.train, []
 
     def exhausted(*arguments: object) -> None:
         train(*arguments)
@@ -345,7 +347,7 @@ def test_a_round_that_runs_out_of_memory_can_be_done_again(job, method, monkeypa
         if len(calls) == (3 if method == "rcig" else 1):
             raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(pool, "train", exhausted)
+    monkeypatch.setattr(network_pool, "train", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
         for _ in range(9):
             snapshot = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}

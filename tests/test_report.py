@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from apm_core import report, store
+from apm_core.data.whitening import Whitening
 from apm_core.distilled import DistilledSet
-from apm_core.train import Recipe
-from apm_core.whiten import Whitening
+from apm_core.report import gallery, table
+from apm_core.runtime import store
+from apm_core.training.recipe import Recipe
 
 
 def method(**changed) -> dict:
@@ -70,13 +71,13 @@ ROWS = [
 
 
 def test_rows_hold_one_measure_each_and_none_is_empty(results):
-    header, body = report.rows(results)
+    header, body = table.rows(results)
     assert [header, *body] == ROWS
 
 
 def test_many_methods_are_rows(results):
     results["methods"] |= {name: method() for name in ("b", "c", "d")}
-    header, body = report.rows(results)
+    header, body = table.rows(results)
     assert header == [row[0] for row in ROWS]
     assert body[0] == [row[1] for row in ROWS]
     assert body[-1] == ["full data", "82.0 ± 2.0", *[""] * 9]
@@ -85,16 +86,16 @@ def test_many_methods_are_rows(results):
 
 def test_a_correlation_without_interval_is_shown_alone(results):
     results["methods"]["apm"]["nas"]["spearman"]["ci95"] = None
-    assert ["NAS, Spearman", "0.50", "", ""] in report.rows(results)[1]
+    assert ["NAS, Spearman", "0.50", "", ""] in table.rows(results)[1]
 
 
 def test_the_title_names_the_run(results):
-    assert report.title(results) == "toys, 2 images per class: test accuracy in %"
+    assert table.title(results) == "toys, 2 images per class: test accuracy in %"
 
 
 def test_the_terminal_shows_every_cell(results):
     console = Console(width=200, file=io.StringIO())
-    console.print(report.table(results))
+    console.print(table.table(results))
     text = console.file.getvalue()
     assert all(cell in text for row in ROWS for cell in row)
 
@@ -122,7 +123,7 @@ class Cells(HTMLParser):
 
 def test_the_page_holds_the_same_cells_with_names_escaped(results, tmp_path):
     results["run"]["dataset"] = "<script>x"
-    report.write_html(tmp_path / "page.html", results)
+    table.write_html(tmp_path / "page.html", results)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     cells = Cells(page)
     assert cells.rows == ROWS
@@ -150,7 +151,7 @@ def coloured(classes: int, ipc: int, side: int) -> DistilledSet:
 def test_the_gallery_shows_every_image_in_its_colours(tmp_path):
     one = coloured(classes=3, ipc=4, side=8)
     other = replace(one, images=1 - one.images)
-    report.write_gallery(tmp_path / "sheet.png", {"apm": one, "random": other})
+    gallery.write_gallery(tmp_path / "sheet.png", {"apm": one, "random": other})
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.format == "PNG" and image.mode == "RGB"
         sheet = np.asarray(image).astype(int)
@@ -170,7 +171,7 @@ def test_the_gallery_shows_every_image_in_its_colours(tmp_path):
 
 def test_the_gallery_of_a_large_set_is_cut_and_small_blocks_are_padded(tmp_path):
     sets = {"large": coloured(23, 12, 60), "small": coloured(2, 1, 60)}
-    report.write_gallery(tmp_path / "sheet.png", sets)
+    gallery.write_gallery(tmp_path / "sheet.png", sets)
     with Image.open(tmp_path / "sheet.png") as image:
         sheet = np.asarray(image)
     assert sheet.shape[:2] == (22 + 20 * 62 + 22 + 2 * 62, 110 + 10 * 62)
@@ -180,5 +181,5 @@ def test_the_gallery_of_a_large_set_is_cut_and_small_blocks_are_padded(tmp_path)
 def test_a_failed_gallery_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        report.write_gallery(tmp_path / "sheet.png", {"apm": coloured(2, 1, 8)})
+        gallery.write_gallery(tmp_path / "sheet.png", {"apm": coloured(2, 1, 8)})
     assert list(tmp_path.iterdir()) == []

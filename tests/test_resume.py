@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from apm_core.errors import ArtifactError, InterruptedRunError
-from apm_core.resume import Part, Resume, each
-from apm_core.run import Run
+from apm_core.runtime.resume import Part, Resume, each
+from apm_core.runtime.run import Run
 
 STATE = {"round": 3, "images": torch.arange(6.0).view(2, 3), "done": [{"a": 1.5, "b": "text"}]}
 
@@ -59,7 +59,7 @@ def test_a_file_of_other_settings_under_this_name_is_refused(resume):
 
 
 def test_a_file_of_another_format_is_refused(resume, monkeypatch):
-    monkeypatch.setattr("apm_core.resume.FORMAT", 3)
+    monkeypatch.setattr("apm_core.runtime.resume.FORMAT", 3)
     resume.save(STATE)
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match=r"has format 3 and settings .*, expected 2 and"):

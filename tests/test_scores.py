@@ -7,16 +7,7 @@ import numpy as np
 import pytest
 
 from apm_core.errors import ConfigError
-from apm_core.scores import (
-    ars,
-    bootstrap_ci,
-    kendall,
-    lrs,
-    pick,
-    spearman,
-    summarize,
-    top_recall,
-)
+from apm_core.scores import ars, bootstrap_ci, kendall, lrs, pick, spearman, summarize, top_recall
 
 
 def test_summarize():

@@ -11,9 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from apm_core import store
 from apm_core.errors import ArtifactError
-from apm_core.settings import canonical, fingerprint
+from apm_core.runtime import store
+from apm_core.settings.text import canonical, fingerprint
 
 ARRAYS = {
     "images": np.random.default_rng(0).normal(size=(7, 3, 4, 4)).astype(np.float32),

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch.nn.utils import vector_to_parameters
 
-from apm_core import rng, store
 from apm_core.errors import ArtifactError
 from apm_core.nets.spec import Spec
-from apm_core.prepare import prepare
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.teachers import TeacherPool, teacher_recipe, train_group
-from apm_core.train import Trainer
+from apm_core.runtime import store, streams
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.stages.prepare import prepare
+from apm_core.stages.teachers import train_group
+from apm_core.training.recipe import teacher_recipe
+from apm_core.training.teacher_pool import TeacherPool
+from apm_core.training.trainer import Trainer
 
 
 def predict(pool: TeacherPool, index: int, images: torch.Tensor) -> torch.Tensor:
@@ -175,4 +177,4 @@ def test_a_group_that_is_killed_and_resumed_has_the_same_bits(
 
 def test_names_of_the_streams_are_kept_apart():
     paths = [(0, "teacher", 1, "weights"), (0, "teacher", 1, 0), (0, "teacher", 1, "dropout")]
-    assert len({rng.derive(*path) for path in paths}) == 3
+    assert len({streams.derive(*path) for path in paths}) == 3

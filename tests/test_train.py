@@ -10,24 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core import augment, device, nets, rng
-from apm_core.device import Compute
+from apm_core import nets
+from apm_core.data.examples import Examples
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.nets.base import Shape
 from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
-from apm_core.resume import Part, Resume, each
-from apm_core.train import (
-    LOSSES,
-    Examples,
-    Recipe,
-    Rows,
-    Trainer,
-    accuracy,
-    forward_flops,
-    logits,
-)
+from apm_core.runtime import device, streams
+from apm_core.runtime.device import Compute
+from apm_core.runtime.resume import Part, Resume, each
+from apm_core.training import augment
+from apm_core.training.inference import accuracy, forward_flops, logits
+from apm_core.training.losses import LOSSES
+from apm_core.training.recipe import Recipe
+from apm_core.training.trainer import Rows, Trainer
 
 SHAPE = Shape(channels=1, resolution=8, classes=4)
 COUNT = 10  # images; batches of 4, 4 and 2
@@ -41,7 +38,7 @@ PLAIN_LOSSES = {
 
 
 def module(seed: int = 0) -> nn.Module:
-    with rng.seeded("net", seed):
+    with streams.seeded("net", seed):
         return ConvNet(SHAPE, width=4, depth=1)
 
 
@@ -77,7 +74,7 @@ def plain_training(net: nn.Module, recipe: Recipe, given: Examples, *stream) -> 
         rate = cosine if recipe.schedule == "cosine" else recipe.lr / (10 if dropped else 1)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        random = rng.generator(*stream, index)
+        random = streams.generator(*stream, index)
         order = torch.randperm(COUNT, generator=random)
         for start in range(0, COUNT, recipe.batch):
             chosen = order[start : start + recipe.batch]
@@ -172,7 +169,7 @@ def test_adam_equals_that_of_torch(cpu, recipe):
             betas, decay = (recipe.momentum, 0.999), recipe.weight_decay
             optimizer = torch.optim.Adam(net.parameters(), betas=betas, weight_decay=decay)
         optimizer.param_groups[0]["lr"] = recipe.rate(index)
-        random = rng.generator("adam", index)
+        random = streams.generator("adam", index)
         for chosen in torch.randperm(COUNT, generator=random).split(recipe.batch):
             drawn = augment.draw(recipe.augment, len(chosen), random)
             predicted = net(augment.augment(given.images[chosen], drawn))
@@ -321,7 +318,7 @@ def test_a_training_that_was_killed_between_two_passes_ends_with_the_same_bits(
     cpu, tmp_path, name, passes
 ):
     recipe, build = UNFINISHED[name]
-    with rng.seeded("net"):
+    with streams.seeded("net"):
         net = build()
     whole = trainer(cpu, recipe, copy.deepcopy(net))
     start = whole.net.snapshot()
@@ -414,7 +411,7 @@ def test_accuracy_equals_a_count_by_hand(cpu):
 
 
 def test_logits_do_not_depend_on_the_batch(cpu):
-    net, images = FlatNet(module()), torch.randn(7, 1, 8, 8, generator=rng.generator(0))
+    net, images = FlatNet(module()), torch.randn(7, 1, 8, 8, generator=streams.generator(0))
     with torch.no_grad():
         expected = copy.deepcopy(net.module).eval()(images)
     for batch in (3, 7, 1000):
@@ -434,7 +431,7 @@ def test_forward_operations_of_a_convnet_equal_the_count_by_hand(cpu):
 def test_short_and_whole_batches_find_their_own_rows():
     rows = Rows(3, 2, torch.device("cpu"))
     order = torch.tensor([5, 3, 1, 0, 2, 4])
-    draws = [augment.draw("flip", 3, rng.generator(n)) for n in range(2)]
+    draws = [augment.draw("flip", 3, streams.generator(n)) for n in range(2)]
     for _ in range(2):  # a pass leaves the rows ready for the next
         rows.fill(order, draws)
         for step in range(2):
@@ -501,7 +498,7 @@ def test_flat_training_equals_its_formula(cpu, alpha):
     recipe, given = replace(FLAT, alpha=alpha), examples("ce", torch.float64)
     expected = module().double()
     for index in range(recipe.passes):
-        random = rng.generator(4, index)
+        random = streams.generator(4, index)
         order = torch.randperm(COUNT, generator=random)
         for chosen in order.split(recipe.batch):
             drawn = augment.draw(recipe.augment, len(chosen), random)

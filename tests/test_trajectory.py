@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from apm_core import augment, rng
-from apm_core.device import Compute
+from apm_core.methods.matching.trajectory import Match, Step, Trajectory
 from apm_core.nets.base import Shape
 from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
-from apm_core.train import LOSSES
-from apm_core.trajectory import Match, Step, Trajectory
+from apm_core.runtime import streams
+from apm_core.runtime.device import Compute
+from apm_core.training import augment
+from apm_core.training.losses import LOSSES
 
 SHAPE = Shape(channels=2, resolution=8, classes=3)
 COUNT, BATCH, STEPS = 6, 4, 5
@@ -25,12 +26,12 @@ STRATEGY = "color_crop_cutout_flip_scale_rotate"
 @pytest.fixture
 def setting():
     """Network, start, target, steps, images, labels and rate, all in float64."""
-    with rng.seeded("trajectory"):
+    with streams.seeded("trajectory"):
         net = FlatNet(ConvNet(SHAPE, width=3, depth=1).double())
         start, target = torch.randn(2, net.size, dtype=torch.float64) * 0.3
         images = torch.randn(COUNT, 2, 8, 8, dtype=torch.float64)
         logits = torch.randn(COUNT, 3, dtype=torch.float64)
-    random, steps = rng.generator("steps"), []
+    random, steps = streams.generator("steps"), []
     for _ in range(STEPS):
         index = torch.randperm(COUNT, generator=random)[:BATCH]
         drawn = augment.draw(STRATEGY, BATCH, random)
@@ -150,7 +151,7 @@ def test_other_networks_equal_full_unrolling(name):
     """Attention, dropout, batch norm."""
     spec = Spec(name, Shape(channels=1, resolution=32, classes=2))
     net, start = FlatNet(spec.build().double()), spec.fresh("start").double()
-    random = rng.generator("images", name)
+    random = streams.generator("images", name)
     images = torch.randn(4, 1, 32, 32, generator=random, dtype=torch.float64)
     logits = torch.randn(4, 2, generator=random, dtype=torch.float64)
     target = start + 1e-3 * torch.randn(net.size, generator=random, dtype=torch.float64)

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from apm_core.data import read
+from apm_core.data.whitening import CHANNEL_CONSTANTS, Whitening
 from apm_core.errors import ArtifactError, ConfigError, DataError
-from apm_core.whiten import CHANNEL_CONSTANTS, Whitening
 
 SHAPE = (40, 3, 4, 5)  # H differs from W, so that a wrong order of axes shows
 

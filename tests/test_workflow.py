@@ -18,10 +18,11 @@ import torch
 import yaml
 from PIL import Image
 
-from apm_core import load, store
-from apm_core.device import Compute
-from apm_core.prepare import PreparedData
-from apm_core.teachers import TeacherPool
+from apm_core import load
+from apm_core.data.prepared import PreparedData
+from apm_core.runtime import store
+from apm_core.runtime.device import Compute
+from apm_core.training.teacher_pool import TeacherPool
 
 REPO = Path(__file__).parents[1]
 TINY = REPO / "tests" / "tiny.yaml"

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from apm_core.data import DATASETS
 from apm_core.errors import ConfigError
 from apm_core.methods import entry
-from apm_core.settings import canonical
+from apm_core.settings.text import canonical
 
 ALGORITHM = {
     "prepare": 1,

@@ -59,7 +59,7 @@ def read(
             return read_imagenet(root, form)
         case "folder":
             return read_folder(root, form, test_fraction=test_fraction, split_seed=split_seed)
-    from apm_core.data.cifar import read_cifar  # torchvision takes seconds to import
+    from apm_core.data.cifar import read_cifar
 
     return read_cifar(name, root, form, download=download)
 

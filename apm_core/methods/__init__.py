@@ -33,23 +33,27 @@ class Entry:
 
 
 METHODS = {
-    "apm": Entry("apm_core.methods.apm", "APM", needs="teachers", labels="pool"),
-    "apm_plus": Entry("apm_core.methods.apm", "APM", needs="aligned_teachers", labels="pool"),
+    "apm": Entry("apm_core.methods.apm.apm", "APM", needs="teachers", labels="pool"),
+    "apm_plus": Entry("apm_core.methods.apm.apm", "APM", needs="aligned_teachers", labels="pool"),
     "dm": Entry("apm_core.methods.dm", "DM", needs=None, labels="classes"),
     "dc": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
     "dsa": Entry("apm_core.methods.dc", "DC", needs=None, labels="classes"),
-    "mtt": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
-    "tesla": Entry("apm_core.methods.mtt", "MTT", needs="experts", labels="own"),
-    "ftd": Entry("apm_core.methods.ftd", "FTD", needs="flat_experts", labels="own"),
-    "datm": Entry("apm_core.methods.datm", "DATM", needs="flat_experts", labels="own"),
-    "frepo": Entry("apm_core.methods.frepo", "FRePo", needs=None, labels="own"),
-    "rcig": Entry("apm_core.methods.rcig", "RCIG", needs=None, labels="own"),
+    "mtt": Entry("apm_core.methods.matching.mtt", "MTT", needs="experts", labels="own"),
+    "tesla": Entry("apm_core.methods.matching.mtt", "MTT", needs="experts", labels="own"),
+    "ftd": Entry("apm_core.methods.matching.ftd", "FTD", needs="flat_experts", labels="own"),
+    "datm": Entry("apm_core.methods.matching.datm", "DATM", needs="flat_experts", labels="own"),
+    "frepo": Entry("apm_core.methods.kernel.frepo", "FRePo", needs=None, labels="own"),
+    "rcig": Entry("apm_core.methods.kernel.rcig", "RCIG", needs=None, labels="own"),
     "bptt": Entry("apm_core.methods.bptt", "BPTT", needs=None, labels="own"),
     "random": Entry(
-        "apm_core.methods.random_real", "RandomReal", needs=None, labels="pool", iterative=False
+        "apm_core.methods.selection.random_real",
+        "RandomReal",
+        needs=None,
+        labels="pool",
+        iterative=False,
     ),
     "random_plus": Entry(
-        "apm_core.methods.apm",
+        "apm_core.methods.apm.apm",
         "APM",
         needs="aligned_teachers",
         labels="pool",
@@ -57,7 +61,11 @@ METHODS = {
         control_of="apm_plus",
     ),
     "random_hard": Entry(
-        "apm_core.methods.random_real", "RandomReal", needs=None, labels="classes", iterative=False
+        "apm_core.methods.selection.random_real",
+        "RandomReal",
+        needs=None,
+        labels="classes",
+        iterative=False,
     ),
 }
 
@@ -79,6 +87,6 @@ def build(name: str, settings: dict[str, Any]) -> "Method":
     method = getattr(import_module(found.module), found.name)
     if "recipe" not in settings:
         return method(name=name, **settings["options"])
-    from apm_core.train import Recipe
+    from apm_core.training.recipe import Recipe
 
     return method(name=name, recipe=Recipe.of(settings["recipe"]), **settings["options"])

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apm_core.device import Compute
+from apm_core.data.prepared import PreparedData
 from apm_core.errors import ConfigError
 from apm_core.nets.spec import Spec
-from apm_core.prepare import PreparedData
-from apm_core.teachers import TeacherPool
-from apm_core.train import Recipe
+from apm_core.runtime.device import Compute
+from apm_core.training.recipe import Recipe
+from apm_core.training.teacher_pool import TeacherPool
 
 State = dict[str, Any]  # tensors and numbers: all that a later round depends on
 

@@ -4,8 +4,8 @@ Wang et al., "Dataset Distillation", arXiv:1811.10959, 2018, state the problem: 
 network trained on them does well on real ones; Feng, Vedantam & Kempe, "Embarrassingly Simple
 Dataset Distillation", ICLR 2024 (RaT-BPTT), let the window of steps that is differentiated end at
 a random point of a longer training. Here the window's gradient is exact in memory that does not
-grow with its length (`apm_core.trajectory`), and labels and learning rate are learned with the
-images, each by Adam.
+grow with its length (`methods/matching/trajectory.py`), and labels and learning rate are learned
+with the images, each by Adam.
 
 Deviations from the published method: the inner training is plain SGD with a learned rate (theirs
 is Adam with a fixed one); the labels are logits under soft cross-entropy; one network a round.
@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value
 
-from apm_core import rng
-from apm_core.methods import pool
 from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
-from apm_core.methods.experts import figures_of, inner_training
-from apm_core.optim import Moments, adam_
-from apm_core.train import Recipe, forward_flops, soft_ce
-from apm_core.trajectory import End, Inner
+from apm_core.methods.kernel import network_pool
+from apm_core.methods.matching.experts import figures_of, inner_training
+from apm_core.methods.matching.trajectory import End, Inner
+from apm_core.runtime import streams
+from apm_core.training.inference import forward_flops
+from apm_core.training.losses import soft_ce
+from apm_core.training.optimizers import Moments, adam_
+from apm_core.training.recipe import Recipe
 
 START_LOGIT = 4.0  # of an image's own class, the others begin at 0
 
@@ -80,7 +82,7 @@ class BPTT(Method):
             "log_rate": torch.tensor(self.rate).log().to(images),
         }
         for name in self.rates:
-            state |= pool.remembered(name, Moments.at_rest(state[name]))
+            state |= network_pool.remembered(name, Moments.at_rest(state[name]))
         return state | {"classes": classes}
 
     def attach(self, job: Job) -> None:
@@ -105,7 +107,7 @@ class BPTT(Method):
         """Train a fresh network, judge it, and move all that it was trained with."""
         stream, images = (*self.job.stream, index), state["images"]
         steps = self.inner.draw(len(images), images.device, *stream)
-        random = rng.generator(*stream, "window")
+        random = streams.generator(*stream, "window")
         first = int(torch.randint(self.before + 1, (), generator=random))
         given = (images, state["targets"], state["log_rate"].exp())
         start = self.job.spec.fresh(*stream, "network").to(images)
@@ -117,9 +119,9 @@ class BPTT(Method):
             by_log_rate = found.rate * state["log_rate"].exp()
             gradients = (found.images, found.targets, by_log_rate)
             for name, gradient in zip(self.rates, gradients, strict=True):
-                moved, memory = state[name].clone(), pool.moments(state, name)
+                moved, memory = state[name].clone(), network_pool.moments(state, name)
                 adam_(moved, gradient, memory, self.rates[name])
-                state |= {name: moved, **pool.remembered(name, memory)}
+                state |= {name: moved, **network_pool.remembered(name, memory)}
         return {**figures, "rate": float(state["log_rate"].exp())}
 
     def finish(self, state: State) -> Shard:
@@ -128,7 +130,7 @@ class BPTT(Method):
         rate = float(state["log_rate"].exp())
         return Shard(shard.images, shard.classes, state["targets"].cpu(), rate)
 
-    def _end(self, *stream: rng.Path) -> End:
+    def _end(self, *stream: streams.Key) -> End:
         """Cross-entropy of given parameters (P,) on real images, and its gradient."""
         real = self.real.some(self.batch_real, *stream, "real")
 

@@ -16,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core import augment, rng
+from apm_core.data.examples import Examples
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Method, State, move_images
-from apm_core.methods.real import RealClasses
-from apm_core.train import Examples, Recipe, Trainer
+from apm_core.methods.shared.real_classes import RealClasses
+from apm_core.runtime import streams
+from apm_core.training import augment
+from apm_core.training.recipe import Recipe
+from apm_core.training.trainer import Trainer
 
 STARTS = ("real", "noise")
 SMALLEST_NORM = 1e-6
@@ -71,7 +74,7 @@ class DC(Method):
         """Real images, or noise, at rest."""
         images, classes = job.real_images()
         if self.start == "noise":
-            random = rng.generator(*job.stream, "noise")
+            random = streams.generator(*job.stream, "noise")
             images = torch.randn(images.shape, generator=random).to(images)
         state: dict[str, Any] = {"images": images, "classes": classes}
         self.attach(job)

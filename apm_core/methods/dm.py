@@ -8,10 +8,10 @@ that the mean embeddings meet (Eq. 6, with siamese augmentation). Published: 20,
 import torch
 from torch import Tensor
 
-from apm_core import augment
 from apm_core.methods.base import Job, Method, State, move_images, require_embedding
-from apm_core.methods.real import RealClasses
-from apm_core.train import Recipe
+from apm_core.methods.shared.real_classes import RealClasses
+from apm_core.training import augment
+from apm_core.training.recipe import Recipe
 
 
 class DM(Method):

@@ -1,7 +1,7 @@
 """The network architectures, by name.
 
 Weights start from the framework's defaults, drawn from the global generator: build inside
-`rng.seeded(...)` for a network that depends on nothing but its seed.
+`streams.seeded(...)` for a network that depends on nothing but its seed.
 """
 
 from torch import nn

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apm_core.errors import ConfigError
 from apm_core.nets.base import Shape, check_positive, instance_norm, multiple_of
-from apm_core.rng import generator
+from apm_core.runtime.streams import generator
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2))  # (node, the earlier node it reads)

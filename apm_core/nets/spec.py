@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from apm_core import nets, rng
+from apm_core import nets
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
+from apm_core.runtime import streams
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Spec:
         """A network on `device` to load parameters into."""
         return FlatNet(self.build().to(device))
 
-    def fresh(self, *stream: rng.Path) -> Tensor:
+    def fresh(self, *stream: streams.Key) -> Tensor:
         """Freshly drawn parameters (P,) of the network named by `stream`, on the CPU."""
-        with rng.seeded(*stream):
+        with streams.seeded(*stream):
             return parameters_to_vector(self.build().parameters()).detach()
 
     def to_dict(self) -> dict[str, Any]:

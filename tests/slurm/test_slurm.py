@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from apm_core import store
+from apm_core.runtime import store
 from tests.slurm.cluster import Cluster, wait_for
 
 REPO = Path(__file__).parents[2]

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from apm_core.device import choose, reserved
 from apm_core.errors import ApmError, InterruptedRunError
-from apm_core.resume import Resume
-from apm_core.run import Run
-from apm_core.store import content_of
+from apm_core.runtime.device import choose, reserved
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Run
+from apm_core.runtime.store import content_of
 from workflow.takeover import at_work
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from _job import job
 
-from apm_core.evaluate import ceiling
-from apm_core.prepare import PreparedData
-from apm_core.store import write_json
+from apm_core.data.prepared import PreparedData
+from apm_core.runtime.store import write_json
+from apm_core.stages.evaluate import ceiling
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

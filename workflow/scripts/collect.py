@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from _job import job
 from rich.console import Console
 
-from apm_core import report
-from apm_core.collect import collect, summarize_folder
 from apm_core.distilled import load
-from apm_core.store import write_json
+from apm_core.report import gallery, table
+from apm_core.runtime.store import write_json
+from apm_core.stages.collect import collect, summarize_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 with job(snakemake) as this:
     sets = {s.artifact.info["method"]: s for s in map(load, snakemake.input.distilled)}
     results = collect(snakemake.wildcards.dataset, this.settings, sets, snakemake.input.scores)
-    report.write_gallery(snakemake.output.gallery, sets)
-    report.write_html(snakemake.output.table, results)
+    gallery.write_gallery(snakemake.output.gallery, sets)
+    table.write_html(snakemake.output.table, results)
     inputs = {name: one.artifact.content for name, one in sets.items()}
     write_json(snakemake.output.results, "results", results, inputs)
     summarize_folder(Path(snakemake.output.results).parent)
-    Console(file=sys.stderr).print(report.table(results))
+    Console(file=sys.stderr).print(table.table(results))

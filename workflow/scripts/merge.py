@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from _job import job
 
-from apm_core.merge import merge
-from apm_core.prepare import PreparedData
-from apm_core.teachers import TeacherPool
+from apm_core.data.prepared import PreparedData
+from apm_core.stages.merge import merge
+from apm_core.training.teacher_pool import TeacherPool
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

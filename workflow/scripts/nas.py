@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from _job import job
 
 from apm_core.errors import ArtifactError
-from apm_core.nas import compare, table_reference
-from apm_core.store import read_json, write_json
+from apm_core.runtime.store import read_json, write_json
+from apm_core.stages.nas import compare, table_reference
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 from _job import job
 
+from apm_core.data.prepared import PreparedData
 from apm_core.distilled import load
-from apm_core.nas import proxy
-from apm_core.prepare import PreparedData
-from apm_core.store import write_json
+from apm_core.runtime.store import write_json
+from apm_core.stages.nas import proxy
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from _job import job
 
-from apm_core.prepare import prepare
+from apm_core.stages.prepare import prepare
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from _job import job
 
-from apm_core.prepare import PreparedData
-from apm_core.teachers import train_group
+from apm_core.data.prepared import PreparedData
+from apm_core.stages.teachers import train_group
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -1,0 +1,288 @@
+"""Reparameterised convexified implicit gradients (RCIG).
+
+Loo, Hasani, Lechner & Rus, "Dataset Distillation with Convexified Implicit Gradients", ICML 2023.
+A network of a pool is linearised; on the distilled set its head is solved for and its body trained
+(`implicit.py`), and images, labels and a temperature move along the gradient of its error on
+real images: the direct one, through the head, and the implicit one, through the trained body, which
+may not be the larger of the two. Then the network itself learns from the distilled set for some
+steps. The distilled set is a moving average of all rounds.
+
+Deviations from the published code: named random streams; all is computed in float32 at least, the
+systems of the head in float64; the tangent parameters start from zero in every round; the
+Hessian's rate is in units of the gradient; the search for both inner rates begins in leaps;
+AdaBelief as in its paper; the regression always sees the whole set, not a random part of it (only
+the real images pass in segments); the set is trained on with siamese augmentation's groups, and its
+rate changes from pass to pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apm_core.methods.base import (
+    Job,
+    Method,
+    Shard,
+    State,
+    are_finite,
+    require_embedding,
+    require_loss,
+    settled,
+)
+from apm_core.methods.kernel import network_pool, ridge
+from apm_core.methods.kernel.frepo import LARGEST_BATCH, centred
+from apm_core.methods.kernel.implicit import (
+    Descent,
+    Inner,
+    Tangent,
+    WithFeatures,
+    implicit_part,
+    regress,
+)
+from apm_core.nets.flat import FlatNet
+from apm_core.runtime import streams
+from apm_core.training.optimizers import Moments, adabelief_
+from apm_core.training.recipe import Recipe
+
+LEARNED = ("images", "targets", "temperature")
+LEAST_RATES = {"inner": 1e-5, "hessian": 5e-5}  # where the search for a rate begins
+LARGEST_RATE = 1.0
+LEAP, FASTER, SAFER = 4.0, 1.2, 0.7  # factors of the search
+WINDOW = 50  # rounds between two changes of the inner rate
+ENOUGH = 0.7  # share of falling runs from which on it rises; below, it shrinks
+NETWORK_STEPS = 15  # at most, between two uses of a network
+
+
+class RCIG(Method):
+    """The method of one shard.
+
+    Args:
+        name: of the method in the config.
+        recipe: how the set is trained on; its loss is half_mse.
+        lr_images: of images and labels (AdaBelief).
+        lr_temperature: of the logarithm of the temperature (AdaBelief).
+        batch_real: real images in a round.
+        ridge: lambda of the head, per distilled image.
+        flip: the linearised networks see mirrored copies of the images too.
+        inner_steps: of Adam, for the body and for the Hessian's system.
+        softplus: sharpness of the softplus in place of ReLU while distilling; None: ReLU.
+        networks: in the pool.
+        lifetime: steps after which a network is replaced.
+        lr_network: of the networks (Adam).
+        average: share of the moving average that a round keeps.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        recipe: Recipe,
+        lr_images: float,
+        lr_temperature: float,
+        batch_real: int,
+        ridge: float,
+        flip: bool,
+        inner_steps: int,
+        softplus: float | None,
+        networks: int,
+        lifetime: int,
+        lr_network: float,
+        average: float,
+    ) -> None:
+        super().__init__(name=name)
+        require_loss(self.key("recipe.loss"), recipe, "half_mse", "centred labels")
+        self.rates = {"images": lr_images, "targets": lr_images, "temperature": lr_temperature}
+        self.batch_real, self.ridge, self.flip = batch_real, ridge, flip
+        self.inner_steps, self.softplus, self.average = inner_steps, softplus, average
+        self.networks, self.lifetime, self.lr_network = networks, lifetime, lr_network
+
+    def init(self, job: Job) -> State:
+        """Real images, centred labels, a pool of fresh networks, and rates for the inner problems
+        found on the first of them.
+        """
+        self.attach(job)
+        images, classes = job.real_images()
+        images = images.to(job.compute.device)  # the kernel needs them all at once
+        targets = centred(classes, job.spec.shape.classes)
+        state: State = {"images": images, "classes": classes, "targets": targets}
+        state["temperature"] = torch.zeros((), device=images.device)
+        for name in LEARNED:
+            state |= network_pool.remembered(name, Moments.at_rest(state[name]))
+        state |= {
+            f"{name}_average": torch.zeros_like(state[name]) for name in ("images", "targets")
+        }
+        state |= network_pool.fresh_pool(self.build, self.networks, *job.stream)
+        state |= {"ages": torch.zeros(self.networks, dtype=torch.int64), "falling": 0}
+        return self._with_rates(settled(state, self, job))
+
+    def attach(self, job: Job) -> None:
+        """Hold the real images, and memory for a network of the pool."""
+        self.job = replace(job, compute=job.compute.exact())
+        self.build = lambda: WithFeatures(smoothed(job.spec.build(), self.softplus))
+        require_embedding(self.key("network"), job.spec, job.spec.build())
+        self.net = FlatNet(self.build().to(job.compute.device))
+        self.real = job.data.examples("train", job.compute)
+
+    def step(self, state: State, index: int) -> dict[str, float]:
+        """Move images and labels by one network of the pool, then train that network."""
+        stream = (*self.job.stream, index)
+        random = streams.generator(*stream, "member")
+        member = int(torch.randint(self.networks, (), generator=random))
+        network_pool.load(state, member, self.net)
+        loss, gradients, falling = self._meta_gradient(state, *stream)
+        size = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        figures = {"loss": float(loss), "gradient": float(size), "lr_inner": state["rate_inner"]}
+        figures["lr_images"] = self.rates["images"]
+        if not are_finite(figures):
+            return figures
+        moved = {}
+        for name, gradient in zip(LEARNED, gradients, strict=True):
+            moved[name], memory = state[name].clone(), network_pool.moments(state, name)
+            adabelief_(moved[name], gradient, memory, self.rates[name])
+            moved |= network_pool.remembered(name, memory)
+        for name in ("images", "targets"):
+            kept = self.average * state[f"{name}_average"]
+            moved[f"{name}_average"] = kept + (1 - self.average) * moved[name]
+        self._train(moved["images"], moved["targets"], state, member, *stream)
+        state |= moved
+        self._adapt(state, index, falling)
+        return figures
+
+    def finish(self, state: State) -> Shard:
+        """The averages of images and labels, without the pull of their start at zero."""
+        weight = 1 - self.average ** float(state["images_count"])
+        found = {
+            name: state[f"{name}_average"] / weight if weight else state[name]
+            for name in ("images", "targets")
+        }
+        return Shard(found["images"].cpu(), state["classes"].cpu(), found["targets"].cpu())
+
+    def _meta_gradient(
+        self, state: State, *stream: streams.Key
+    ) -> tuple[Tensor, tuple[Tensor, ...], bool]:
+        """The error on real images and its gradients in what is learned; and whether the inner
+        training fell throughout.
+        """
+        leaves = tuple(state[name].detach().requires_grad_() for name in LEARNED)
+        images, targets, temperature = leaves
+        seen, labels = self._mirrored(images, targets)
+        view, lam = Tangent(self.net, seen), self._lam(state)
+        inner = Inner(view, labels, lam)
+        trained = inner.train(self.inner_steps, state["rate_inner"])
+        phi = trained.solution.requires_grad_()
+        solved, head = regress(view, phi, labels, lam)
+        judges = self.real.some(self.batch_real, *stream, "real")
+        real, classes = judges.images, judges.targets
+        features, outputs = self._seen(real, phi)
+        predicted = (outputs + features @ head) * temperature.exp()
+        loss = F.cross_entropy(predicted, classes) + ridge.margin(targets, 0.5 / targets.shape[1])
+        found = torch.autograd.grad(loss, (outputs, phi, *leaves), retain_graph=True)
+        by_outputs, by_phi, *direct = found
+        by_phi = by_phi + self._pulled(real, by_outputs)
+        q = inner.divide(by_phi, self.inner_steps, state["rate_hessian"]).solution
+        implicit = torch.autograd.grad(implicit_part(view, q, solved), (images, targets))
+        pairs = zip(direct, implicit, strict=False)  # the temperature has no implicit gradient
+        total = [d + capped(i, float(d.norm())) for d, i in pairs]
+        return loss.detach(), (*total, direct[-1]), trained.falling
+
+    def _seen(self, real: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) of real images and their J phi (B, C), a leaf; in segments."""
+        views = []
+        with torch.no_grad():
+            for part in self._parts(real):
+                view = Tangent(self.net, part)
+                views.append((view.features.detach(), view.push(phi)))
+        features, outputs = (torch.cat(found) for found in zip(*views, strict=True))
+        return features, outputs.requires_grad_()
+
+    def _pulled(self, real: Tensor, weights: Tensor) -> Tensor:
+        """J^T (P,) of real images times `weights` (B, C); in segments."""
+        pairs = zip(self._parts(real), self._parts(weights), strict=True)
+        return sum(Tangent(self.net, part).pull(weight) for part, weight in pairs)
+
+    def _parts(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The tensor in segments."""
+        return tensor.split(self.job.segment or len(tensor))
+
+    def _mirrored(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The set as the linearised network sees it."""
+        if not self.flip:
+            return images, targets
+        return torch.cat([images, images.flip(-1)]), torch.cat([targets, targets])
+
+    def _lam(self, state: State) -> float:
+        return self.ridge * len(state["images"])
+
+    def _train(
+        self, images: Tensor, targets: Tensor, state: State, member: int, *stream: streams.Key
+    ) -> None:
+        """Some steps of the network in memory on the distilled set, and back with it to the pool;
+        or a fresh one in its place.
+        """
+        random = streams.generator(*stream, "network")
+        steps = int(torch.randint(1, NETWORK_STEPS + 1, (), generator=random))
+        memory, net = network_pool.member_moments(state, member), self.net
+        for _ in range(steps):
+            order = torch.randperm(len(images), generator=random)
+            chosen = order[:LARGEST_BATCH].to(images.device)
+            parts = images[chosen], targets[chosen]
+            network_pool.train(net, net.module.network, *parts, memory, self.lr_network, self.job)
+        network_pool.store(state, member, net, memory)
+        state["ages"][member] += steps
+        if int(state["ages"][member]) >= self.lifetime:
+            network_pool.replace(state, member, self.build, *stream)
+            state["ages"][member] = 0
+
+    def _with_rates(self, state: State) -> State:
+        """The state with the largest rates at which the inner problems fall throughout."""
+        network_pool.load(state, 0, self.net)
+        images, targets = self._mirrored(state["images"], state["targets"])
+        inner = Inner(Tangent(self.net, images), targets, self._lam(state))
+        _, slope = inner.slope(torch.zeros_like(self.net.vector))
+        state["rate_inner"] = largest_rate(
+            lambda rate: inner.train(self.inner_steps, rate), LEAST_RATES["inner"]
+        )
+        state["rate_hessian"] = largest_rate(
+            lambda rate: inner.divide(slope, self.inner_steps, rate), LEAST_RATES["hessian"]
+        )
+        return state
+
+    def _adapt(self, state: State, index: int, falling: bool) -> None:
+        """Change the inner rate after every window by how many of its runs fell throughout."""
+        state["falling"] += int(falling)
+        if (index + 1) % WINDOW:
+            return
+        share = state["falling"] / WINDOW
+        state["rate_inner"] *= 1.05 if share >= ENOUGH else 0.9
+        state["falling"] = 0
+
+
+def largest_rate(run: Callable[[float], Descent], rate: float) -> float:
+    """The rate, raised as long as runs with it fall throughout, in leaps at first, and then lowered
+    for safety.
+    """
+    while rate * LEAP < LARGEST_RATE and run(rate * LEAP).falling:
+        rate *= LEAP
+    while rate < LARGEST_RATE and run(rate).falling:
+        rate *= FASTER
+    return rate * SAFER
+
+
+def capped(tensor: Tensor, norm: float) -> Tensor:
+    """The tensor, shortened to `norm` where it is longer."""
+    length = float(tensor.norm())
+    return tensor * (norm / length) if length > norm else tensor
+
+
+def smoothed(module: nn.Module, sharpness: float | None) -> nn.Module:
+    """The module with a softplus in the place of every ReLU (None: as it is)."""
+    if sharpness is None:
+        return module
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.Softplus(beta=sharpness))
+    return module

@@ -1,0 +1,52 @@
+"""A picture of the distilled images, class by class."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from apm_core.distilled import DistilledSet
+from apm_core.runtime import store
+
+GALLERY_IPC = 10  # images of a class shown at most
+GALLERY_CLASSES = 20
+ZOOM_SIDE = 48  # pixels per image, at least
+
+
+def write_gallery(path: str | Path, sets: Mapping[str, DistilledSet]) -> None:
+    """Write a PNG sheet: a block per method, a row per class, the whitening undone."""
+    blocks = [_block(name, distilled) for name, distilled in sets.items()]
+    sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height for b in blocks)), "white")
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height
+    with store.atomic_path(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _block(name: str, distilled: DistilledSet) -> Image.Image:
+    cells = list(_class_rows(distilled))
+    side, left, gap = cells[0][1].shape[1], 110, 2
+    columns = max(len(images) for _, images in cells)
+    block = Image.new(
+        "RGB", (left + columns * (side + gap), 22 + len(cells) * (side + gap)), "white"
+    )
+    draw = ImageDraw.Draw(block)
+    draw.text((4, 4), name, fill="black")
+    for row, (label, images) in enumerate(cells):
+        top = 22 + row * (side + gap)
+        draw.text((4, top + side // 2 - 6), label[:16], fill="black")
+        for column, pixels in enumerate(images):
+            block.paste(Image.fromarray(pixels), (left + column * (side + gap), top))
+    return block
+
+
+def _class_rows(distilled: DistilledSet) -> Iterator[tuple[str, np.ndarray]]:
+    """Pairs of a class name and its first images, enlarged: (n, S, S, 3) uint8."""
+    pixels, classes = distilled.images_rgb(), distilled.classes.numpy()
+    zoom = max(1, ZOOM_SIDE // pixels.shape[1])
+    for index, label in list(enumerate(distilled.class_names))[:GALLERY_CLASSES]:
+        chosen = pixels[classes == index][:GALLERY_IPC]
+        yield label, chosen.repeat(zoom, axis=1).repeat(zoom, axis=2)

@@ -1,0 +1,111 @@
+"""The table of results: for the terminal, as Markdown, as a page."""
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from apm_core.runtime import store
+
+SIDE_BY_SIDE = 4  # methods
+
+
+def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: one column per method and one for the full data, one row per measure; for
+    more than `SIDE_BY_SIDE` methods the other way round.
+    """
+    methods = results["methods"]
+    body = []
+    for key, label in PROTOCOLS.items():
+        for network in dict.fromkeys(n for method in methods.values() for n in method[key]):
+            cells = [_score(method[key].get(network)) for method in methods.values()]
+            full = _score(results["ceiling"].get(network)) if key == "accuracy" else ""
+            body.append([network + label, *cells, full])
+    for name, show in MEASURES.items():
+        cells = [show(method) for method in methods.values()]
+        if any(cells):
+            body.append([name, *cells, ""])
+    lines = [["", *methods, "full data"], *body]
+    if len(methods) > SIDE_BY_SIDE:
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    return lines[0], lines[1:]
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    return f"{score['mean']:.1f} ± {score['std']:.1f}" if score else ""
+
+
+def _correlation(nas: Mapping[str, Any] | None, name: str) -> str:
+    if not nas or nas[name]["mean"] is None:
+        return ""
+    mean, interval = nas[name]["mean"], nas[name]["ci95"]
+    return f"{mean:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+PROTOCOLS = {
+    "accuracy": "",
+    "hard_label_accuracy": ", class labels",
+    "plain_accuracy": ", no augmentation",
+}
+MEASURES = {
+    "NAS, Spearman": lambda method: _correlation(method["nas"], "spearman"),
+    "NAS, Kendall": lambda method: _correlation(method["nas"], "kendall"),
+    "label-robust score": lambda method: _number(method["lrs"], 3),
+    "augmentation-robust score": lambda method: _number(method["ars"], 3),
+    "distillation, s": lambda method: _number(method["cost"]["distill_seconds"], 0),
+    "peak memory, MB": lambda method: _number(method["cost"]["peak_memory_bytes"] / 1e6, 0),
+    "images and labels, kB": lambda method: _number(
+        (method["image_bytes"] + method["label_bytes"]) / 1000, 0
+    ),
+}
+
+
+def title(results: Mapping[str, Any]) -> str:
+    """One line that names the run."""
+    run = results["run"]
+    return f"{run['dataset']}, {run['ipc']} images per class: test accuracy in %"
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """The results as a table for the terminal."""
+    header, body = rows(results)
+    shown = Table(title=title(results))
+    for index, name in enumerate(header):
+        shown.add_column(name, justify="right" if index else "left")
+    for cells in body:
+        shown.add_row(*cells)
+    return shown
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The results as a Markdown table."""
+    header, body = rows(results)
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def write_html(path: str | Path, results: Mapping[str, Any]) -> None:
+    """Write the table as one HTML page without outside references."""
+
+    def row(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    header, body = rows(results)
+    lines = [row(header, "th"), *(row(cells, "td") for cells in body)]
+    style = (
+        "body{font:15px sans-serif}"
+        "td,th{padding:4px 10px;text-align:right;border-bottom:1px solid #ccc}"
+    )
+    caption = html.escape(title(results))
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{caption}</title>'
+        f"<style>{style}</style><h3>{caption}</h3><table>{''.join(lines)}</table></html>\n"
+    )
+    with store.atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")

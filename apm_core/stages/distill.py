@@ -1,0 +1,213 @@
+"""Stage 3: the loop around a method, one shard at a time: rounds, resume, divergence."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apm_core import methods
+from apm_core.data.prepared import PreparedData
+from apm_core.errors import DivergenceError, OutOfMemoryError
+from apm_core.methods.base import Job, Method, Shard, State, settled
+from apm_core.nets.spec import Spec
+from apm_core.runtime import memory, store
+from apm_core.runtime.device import Compute
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Progress, Run, silent
+from apm_core.training.teacher_pool import TeacherPool
+
+KIND = "shard"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The memory that a job may take."""
+
+    bytes: int
+    key: str  # of the setting it comes from, for messages
+
+    @classmethod
+    def of(cls, options: dict[str, Any], compute: Compute) -> "Budget | None":
+        """The budget for this device in the config's section `compute`, or None."""
+        name = "gpu_memory_gb" if compute.device.type == "cuda" else "memory_gb"
+        size = options[name]
+        return None if size is None else cls(int(size * memory.GB), f"compute.{name}")
+
+
+def distill(
+    method: Method,
+    job: Job,
+    *,
+    rounds: int,
+    resume: Resume | None = None,
+    progress: Progress = silent,
+    budget: Budget | None = None,
+) -> Shard:
+    """Run rounds 0..R of `method` (rounds = R + 1; 0: only its initial images).
+
+    With `resume` the state is saved as time passes and a saved one is continued; the result has the
+    same bits. With `budget` the segment is what fits into it. When memory runs out all the same,
+    the segment is halved and the round done again.
+    Raises DivergenceError at the first round whose figures are not finite.
+    """
+    saved = resume.load() if resume else None
+    if saved is None:
+        state, first = method.init(job), 0
+        if rounds:
+            if budget:
+                job = fitted(method, job, state, budget)
+            job = predict(method, job, state, rounds)
+    else:
+        job = replace(job, segment=saved["segment"])
+        state, first = settled(saved["state"], method, job), saved["round"]
+        method.attach(job)
+        job.compute.report(f"going on from round {first} of {rounds}")
+    index = first
+    while index < rounds:
+        try:
+            figures = method.step(state, index)
+        except RuntimeError as error:
+            job = smaller(method, job, state, error)
+            continue
+        require_finite(index, figures)
+        index += 1
+        if resume and resume.due():
+            resume.save({"round": index, "segment": job.segment, "state": state})
+        progress(index, rounds, figures)
+    return method.finish(state)
+
+
+def fitted(method: Method, job: Job, state: State, budget: Budget) -> Job:
+    """The job with the largest segment whose rehearsal stays within the budget.
+
+    It is measured uncompiled, which takes more memory than compiled and no time to compile.
+    """
+    plain = replace(job.compute, compile="off")
+
+    def need(segment: int) -> int:
+        method.attach(replace(job, compute=plain, segment=segment))
+        memory.reset_peak(plain)
+        method.rehearse(state, plain.clock)
+        return memory.peak(plain)
+
+    method.attach(replace(job, compute=plain, segment=1))
+    images, _ = method.rehearse(state, plain.clock)
+    most = min(images, job.segment or images)
+    segment, needed = memory.largest_segment(need, most, budget.bytes, budget.key)
+    job.compute.report(
+        f"{budget.key}: {budget.bytes / memory.GB:.3g} GB allow {segment} images at a time, which"
+        f" take {needed / memory.GB:.3g} GB"
+    )
+    job = replace(job, segment=segment)
+    method.attach(job)
+    return job
+
+
+def predict(method: Method, job: Job, state: State, rounds: int) -> Job:
+    """Report how long the rounds will take, and compile what they need; returns the job, with a
+    smaller segment if memory ran out.
+    """
+    while True:
+        try:
+            memory.reset_peak(job.compute)
+            method.rehearse(state, job.compute.clock)
+            _, seconds = method.rehearse(state, job.compute.clock)
+            break
+        except RuntimeError as error:
+            job = smaller(method, job, state, error)
+    job.compute.report(
+        f"expected: {seconds * rounds / 3600:.2g} h for {rounds} rounds of {seconds:.3g} s, and"
+        f" {memory.peak(job.compute) / memory.GB:.3g} GB"
+    )
+    return job
+
+
+def smaller(method: Method, job: Job, state: State, error: RuntimeError) -> Job:
+    """The job with half the segment, attached, after `error` said that memory ran out.
+
+    Raises `error` when it says something else, OutOfMemoryError when the segment is one image.
+    """
+    if not memory.is_exhausted(error):
+        raise error
+    images = len(state["images"])
+    before = min(job.segment or images, images)
+    if before == 1:
+        raise OutOfMemoryError(
+            "distillation: out of memory with one image at a time: lower recipe.batch or"
+            f" teachers.width, or use a larger device ({str(error).splitlines()[0]})"
+        ) from error
+    job.compute.report(f"out of memory with {before} images at a time: going on with {before // 2}")
+    job = replace(job, segment=before // 2)
+    memory.reset_peak(job.compute)
+    method.attach(job)
+    return job
+
+
+def require_finite(index: int, figures: dict[str, float]) -> None:
+    """Raise DivergenceError naming round, term and rates unless every figure is finite."""
+    bad = next((name for name, value in figures.items() if not math.isfinite(value)), None)
+    if bad is not None:
+        rates = ", ".join(f"{k} {v:g}" for k, v in figures.items() if k.startswith("lr_"))
+        raise DivergenceError(
+            f"distillation: the term {bad!r} is {figures[bad]} in round {index}"
+            f" ({rates or 'no learning rate'}): lower the learning rates of the method"
+        )
+
+
+def distill_shard(
+    path: str | Path,
+    settings: dict[str, Any],
+    shard: int,
+    data: PreparedData,
+    pool: TeacherPool | None,
+    run: Run,
+    *,
+    segment: int | None = None,
+    budget: Budget | None = None,
+) -> store.Artifact:
+    """Distil shard number `shard` as `settings` say and write it to `path`."""
+    name = settings["method"]
+    method = methods.build(name, settings)
+    last = settings.get("rounds", 0)
+    job = Job(
+        data,
+        pool,
+        run.compute,
+        settings["ipc"],
+        shard,
+        last,
+        settings["seed"],
+        segment,
+        home_of(data, settings["ipc"], run.compute, budget),
+        Spec.of(settings, data.shape) if "network" in settings else None,
+        budget.bytes if budget else None,
+    )
+    rounds = last + 1 if methods.entry(name).iterative else 0
+    result = distill(
+        method, job, rounds=rounds, resume=run.resume, progress=run.progress, budget=budget
+    )
+    run.compute.report(f"peak memory {memory.peak(run.compute) / memory.GB:.3g} GB")
+    arrays = {"images": result.images.numpy(), "classes": result.classes.numpy()}
+    if result.targets is not None:
+        arrays["targets"] = result.targets.numpy()
+    info = {
+        "shard": shard,
+        "rate": result.rate,
+        "pool_seconds": sum(group.info["seconds"] for group in pool.artifacts) if pool else 0.0,
+        "seconds": run.seconds(),
+        "peak_memory_bytes": memory.peak(run.compute),
+        "device": run.compute.describe(),
+        "precision": run.compute.precision,
+    }
+    inputs = {"data": data.artifact}
+    for number, artifact in enumerate(pool.artifacts if pool else ()):
+        inputs[f"teachers{number}"] = artifact
+    return store.write(path, KIND, arrays, settings=settings, inputs=inputs, info=info)
+
+
+def home_of(data: PreparedData, ipc: int, compute: Compute, budget: Budget | None) -> torch.device:
+    """Where a shard of `ipc` images per class lives, with its momentum."""
+    pixels = ipc * data.shape.classes * math.prod(data.shape.image)
+    return memory.home(2 * 4 * pixels, compute, budget.bytes if budget else None)  # float32

@@ -1,0 +1,114 @@
+"""Stage 5: networks trained from scratch on a distilled set, and on all of the data."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from apm_core.data.examples import Examples
+from apm_core.data.prepared import PreparedData
+from apm_core.distilled import DistilledSet
+from apm_core.nets.spec import Spec
+from apm_core.runtime import streams
+from apm_core.runtime.resume import Part, each
+from apm_core.runtime.run import Run
+from apm_core.scores import summarize
+from apm_core.training.inference import accuracy
+from apm_core.training.rate_search import REAL, best, tried
+from apm_core.training.recipe import Recipe, teacher_recipe
+from apm_core.training.trainer import Trainer
+
+# What a network is trained with. own: the method's labels and recipe; hard: classes and
+# cross-entropy; plain: the method's labels, without augmentation.
+PROTOCOLS = ("own", "hard", "plain")
+
+
+def protocol_recipe(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """The recipe of the set under one protocol, with the E epochs and, where there is one, the
+    learning rate of `settings`.
+    """
+    protocol = settings["protocol"]
+    recipe = replace(recipe, lr=settings["lr"] or recipe.lr).with_epochs(settings["epochs"])
+    if protocol == "hard":
+        return recipe.with_hard_labels()
+    return replace(recipe, augment="none") if protocol == "plain" else recipe
+
+
+def evaluate(
+    distilled: DistilledSet,
+    data: PreparedData,
+    settings: dict[str, Any],
+    run: Run,
+) -> dict[str, Any]:
+    """Train `networks` fresh networks on the set and measure each once on the test split, after its
+    last epoch.
+
+    With `rates` in the settings, factors of the recipe's learning rate, the network's own is first
+    looked for: one network for each, judged on images of the training split.
+
+    Returns: mean, sample standard deviation, n and runs of the test accuracy in percent, seconds,
+        and the recipe.
+    Raises ArtifactError when the set was not distilled from `data`, and DivergenceError.
+    """
+    distilled.artifact.require_input("data", data.artifact)
+    protocol = settings["protocol"]
+    recipe = protocol_recipe(distilled.recipe, settings)
+    targets = distilled.classes if protocol == "hard" else distilled.targets
+    examples = Examples(distilled.images.to(run.compute.device), targets.to(run.compute.device))
+    stream = (settings["seed"], "evaluate", protocol)
+    rates = [factor * recipe.lr for factor in settings["rates"]]
+    return train_and_test(examples, data, recipe, settings, run, *stream, rates=rates)
+
+
+def ceiling(
+    data: PreparedData,
+    settings: dict[str, Any],
+    run: Run,
+) -> dict[str, Any]:
+    """The same for networks trained on the whole training split with the teachers' recipe."""
+    stream = (settings["seed"], "ceiling")
+    examples = data.examples("train", run.compute)
+    return train_and_test(examples, data, teacher_recipe(settings), settings, run, *stream)
+
+
+def train_and_test(
+    examples: Examples,
+    data: PreparedData,
+    recipe: Recipe,
+    settings: dict[str, Any],
+    run: Run,
+    *stream: streams.Key,
+    rates: Sequence[float] = (),
+) -> dict[str, Any]:
+    """Train the networks that `settings` name on `examples`, one stream each, and summarize their
+    test accuracies. Where there are `rates`, the best of them takes the place of the recipe's.
+    """
+    spec = Spec.of(settings, data.shape)
+    test = data.examples("test", run.compute)
+    networks = settings["networks"]
+    real = data.examples("train", run.compute).some(REAL, *stream, "real") if rates else None
+    memory = spec.memory(run.compute.device)
+    trainer = Trainer(memory, recipe, run.compute, examples, networks=networks + len(rates))
+
+    def one(earlier: Sequence[float | None], number: int, part: Part | None) -> float | None:
+        if number < len(rates):
+            name = (*stream, spec.name, "rate")
+            return tried(trainer, spec, rates[number], real, *name, part=part)
+        number -= len(rates)
+
+        def show(done: int, total: int, figures: dict[str, float]) -> None:
+            run.progress(number * total + done, networks * total, figures)
+
+        start, name = spec.fresh(*stream, spec.name, number, "weights"), (*stream, spec.name)
+        lr = best(rates, earlier[: len(rates)]) if rates else None
+        trainer.fit(start, *name, number, lr=lr, progress=show, part=part)
+        return accuracy(trainer.net, test, run.compute)
+
+    scores = each(range(len(rates) + networks), one, run.resume)
+    tries, accuracies = scores[: len(rates)], scores[len(rates) :]
+    used = replace(recipe, lr=best(rates, tries)) if rates else recipe
+    return {
+        **summarize(accuracies),
+        "seconds": run.seconds(),
+        "recipe": used.to_dict(),
+        "rates": [{"lr": lr, "accuracy": score} for lr, score in zip(rates, tries, strict=True)],
+    }

@@ -1,0 +1,103 @@
+"""Stage 4: put the shards together and store the final labels."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apm_core import distilled, methods
+from apm_core.data.prepared import PreparedData
+from apm_core.distilled import DistilledSet
+from apm_core.errors import ArtifactError
+from apm_core.runtime import store, streams
+from apm_core.runtime.device import Compute
+from apm_core.settings.text import canonical
+from apm_core.stages.distill import KIND as SHARD
+from apm_core.training.recipe import Recipe
+from apm_core.training.teacher_pool import TeacherPool
+
+
+def merge(
+    path: str | Path,
+    settings: dict[str, Any],
+    shard_paths: Sequence[str | Path],
+    data: PreparedData,
+    pool: TeacherPool | None,
+    compute: Compute,
+) -> store.Artifact:
+    """Concatenate the shards in the order given, label them and write the distilled set to `path`.
+
+    A learned learning rate is the mean of the shards'.
+
+    Raises ArtifactError when a shard comes from other data or other settings than the first.
+    """
+    shards = [store.read(one, SHARD) for one in shard_paths]
+    for shard in shards:
+        shard.require_input("data", data.artifact)
+        if canonical(shard.settings) != canonical(shards[0].settings):
+            raise ArtifactError(
+                f"{shard.path}: was distilled with other settings than {shards[0].path}:"
+                f" delete {shard.path} and run again"
+            )
+    images = torch.cat([torch.from_numpy(shard.arrays["images"]) for shard in shards])
+    classes = torch.cat([torch.from_numpy(shard.arrays["classes"]) for shard in shards])
+    labels = methods.entry(settings["method"]).labels
+    if "targets" in shards[0].arrays:
+        targets = torch.cat([torch.from_numpy(shard.arrays["targets"]) for shard in shards])
+    elif labels == "classes":
+        targets = classes
+    else:
+        targets = pool_labels(pool, images, settings, compute)
+    recipe = Recipe.of(settings["recipe"])
+    if shards[0].info["rate"] is not None:
+        recipe = replace(recipe, lr=sum(shard.info["rate"] for shard in shards) / len(shards))
+    result = DistilledSet(
+        images,
+        classes,
+        targets,
+        recipe,
+        data.whitening,
+        tuple(data.class_names),
+        data.artifact,
+    )
+    info = {
+        "method": settings["method"],
+        "real_bytes": data.train_bytes,
+        "teacher_seconds": max(
+            sum(group.info["seconds"] for group in pool.artifacts) if pool else 0.0,
+            shards[0].info["pool_seconds"],
+        ),
+        "distill_seconds": sum(shard.info["seconds"] for shard in shards),
+        "peak_memory_bytes": max(shard.info["peak_memory_bytes"] for shard in shards),
+        "device": shards[0].info["device"],
+        "precision": shards[0].info["precision"],
+    }
+    inputs = {"data": data.artifact}
+    inputs |= {
+        f"teachers{number}": group for number, group in enumerate(pool.artifacts if pool else ())
+    }
+    inputs |= {f"shard{number}": shard for number, shard in enumerate(shards)}
+    return distilled.save(path, result, settings=settings, inputs=inputs, info=info)
+
+
+def pool_labels(
+    pool: TeacherPool, images: Tensor, settings: dict[str, Any], compute: Compute
+) -> Tensor:
+    """Logits (N, C) of one teacher drawn by the run seed, or of the pool's mean, on the clean
+    images.
+
+    With `label_epoch` the teachers are as they were after so many epochs of their training.
+    The draw does not depend on the method, so that methods are compared under the same labels.
+    """
+    chosen = None
+    if settings["labels"] == "teacher":
+        random = streams.generator(settings["seed"], "labels")
+        chosen = int(torch.randint(len(pool), (), generator=random))
+    epoch = settings["label_epoch"]
+    if epoch is not None:
+        pool.require_epochs([epoch], "distill.label_epoch")
+    # float32 whatever the precision of training: the labels are part of the product
+    return pool.logits(chosen, images.to(compute.device), compute.exact(), epoch=epoch).cpu()

@@ -1,0 +1,193 @@
+"""Stage 6: does a distilled set rank architectures as the full data do?
+
+Networks of NAS-Bench-201 are trained on the distilled set; their accuracies are compared with a
+reference ranking, which comes from the benchmark's table or from training the same networks on the
+full data.
+"""
+
+import csv
+import gzip
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apm_core import scores
+from apm_core.data.examples import Examples
+from apm_core.data.prepared import PreparedData
+from apm_core.distilled import DistilledSet
+from apm_core.errors import DataError
+from apm_core.nets.base import Shape
+from apm_core.nets.flat import FlatNet
+from apm_core.nets.nasbench201 import network, parse, sample
+from apm_core.runtime import streams
+from apm_core.runtime.device import Compute
+from apm_core.runtime.resume import Part, each
+from apm_core.runtime.run import Run
+from apm_core.training.inference import accuracy
+from apm_core.training.recipe import Recipe
+from apm_core.training.trainer import Trainer
+
+ARCH_COLUMN = "arch_str"
+
+
+def proxy(
+    distilled: DistilledSet,
+    data: PreparedData,
+    settings: dict[str, Any],
+    run: Run,
+) -> dict[str, Any]:
+    """Train every network on the distilled set with the method's labels, `seeds` times.
+
+    Returns: architectures (n); accuracies in percent, (seeds, n); seconds.
+    Raises ArtifactError when the set was not distilled from `data`.
+    """
+    distilled.artifact.require_input("data", data.artifact)
+    examples = Examples(
+        distilled.images.to(run.compute.device), distilled.targets.to(run.compute.device)
+    )
+    recipe = _recipe(settings, loss=distilled.recipe.loss, augment=distilled.recipe.augment)
+    return _train_all(
+        examples, data, recipe, settings, run, stage="nas proxy", seeds=settings["seeds"]
+    )
+
+
+def train_reference(
+    data: PreparedData,
+    settings: dict[str, Any],
+    run: Run,
+) -> dict[str, Any]:
+    """The same networks on the full training split with class labels, once each."""
+    recipe = _recipe(settings, loss="ce", augment=settings["augment"])
+    examples = data.examples("train", run.compute)
+    return _train_all(examples, data, recipe, settings, run, stage="nas reference", seeds=1)
+
+
+def table_reference(path: str | Path, column: str, archs: Sequence[str]) -> list[float]:
+    """The accuracies of `archs` in a CSV (or CSV.gz) table with a column `arch_str`.
+
+    Raises DataError when the file, the column or an architecture is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"nas.reference.table: there is no file {path}")
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        rows = csv.DictReader(file)
+        missing = {ARCH_COLUMN, column} - set(rows.fieldnames or ())
+        if missing:
+            known = ", ".join(rows.fieldnames or ())
+            raise DataError(
+                f"nas.reference.column: {path} has no column {missing.pop()!r}; it has: {known}"
+            )
+        wanted = set(archs)
+        found = {row[ARCH_COLUMN]: row[column] for row in rows if row[ARCH_COLUMN] in wanted}
+    absent = next((arch for arch in archs if arch not in found), None)
+    if absent is not None:
+        raise DataError(f"nas.reference.table: {path} has no row for {absent}")
+    return [float(found[arch]) for arch in archs]
+
+
+def compare(
+    proxies: dict[str, Any], reference: Sequence[float], source: str, seed: int
+) -> dict[str, Any]:
+    """Rank agreement of a proxy with the reference, both in the order of the architectures.
+
+    Spearman and Kendall are means over the proxy's seeds; their 95 % interval comes from drawing
+    networks anew, with each network's mean accuracy. A correlation or an interval that does not
+    exist (all proxies equal) is None.
+    """
+    runs = np.array(proxies["accuracies"])  # (seeds, n)
+    mean = runs.mean(axis=0)
+    result: dict[str, Any] = {"networks": len(reference), "seeds": len(runs)}
+    for name, statistic in (("spearman", scores.spearman), ("kendall", scores.kendall)):
+        values = [statistic(reference, run) for run in runs]
+        defined = not any(math.isnan(value) for value in values)
+        interval = scores.bootstrap_ci(
+            reference, mean, statistic, seed=streams.derive(seed, "bootstrap", name)
+        )
+        summary = scores.summarize(values) if defined else {"mean": None, "std": None}
+        result[name] = {
+            "mean": summary["mean"],
+            "std": summary["std"],
+            "ci95": list(interval) if defined and not math.isnan(interval[0]) else None,
+        }
+    return {
+        **result,
+        "top10_recall": scores.top_recall(reference, mean, 0.1),
+        "reference": {
+            "source": source,
+            "pick": scores.pick(reference, mean),
+            "best": max(reference),
+            "mean": float(np.mean(reference)),
+        },
+        "seconds": proxies["seconds"],
+    }
+
+
+def architectures(settings: dict[str, Any]) -> list[str]:
+    """The architectures that are ranked; a larger number extends the list of a smaller one."""
+    return sample(settings["networks"], settings["seed"])
+
+
+def _recipe(settings: dict[str, Any], *, loss: str, augment: str) -> Recipe:
+    return Recipe(
+        passes=settings["epochs"],
+        lr=settings["lr"],
+        batch=settings["batch"],
+        weight_decay=settings["weight_decay"],
+        nesterov=True,
+        schedule="cosine",
+        loss=loss,
+        augment=augment,
+    )
+
+
+def _train_all(
+    examples: Examples,
+    data: PreparedData,
+    recipe: Recipe,
+    settings: dict[str, Any],
+    run: Run,
+    *,
+    stage: str,
+    seeds: int,
+) -> dict[str, Any]:
+    archs = architectures(settings)
+    test = data.examples("test", run.compute)
+    jobs = [(seed, arch) for seed in range(seeds) for arch in archs]
+
+    def one(done: Sequence[float], job: tuple[int, str], part: Part | None) -> float:
+        stream = (settings["seed"], stage, *job)
+        net = _network(job[1], data.shape, settings, run.compute, stream)
+        trainer = Trainer(net, recipe, run.compute, examples, networks=1)
+        trainer.fit(net.snapshot(), *stream, part=part)
+        score = accuracy(net, test, run.compute)
+        run.progress(len(done) + 1, len(jobs), {"accuracy": score})
+        return score
+
+    accuracies = each(jobs, one, run.resume)
+    return {
+        "architectures": archs,
+        "accuracies": np.array(accuracies).reshape(seeds, len(archs)).tolist(),
+        "seconds": run.seconds(),
+    }
+
+
+def _network(
+    arch: str,
+    shape: Shape,
+    settings: dict[str, Any],
+    compute: Compute,
+    stream: tuple[streams.Key, ...],
+) -> FlatNet:
+    with streams.seeded(*stream, "weights"):
+        module = network(
+            parse(arch),
+            shape,
+            stem=settings["stem"],
+            cells=settings["cells"],
+            norm=settings["norm"],
+        )
+    return FlatNet(module.to(compute.device))

@@ -1,0 +1,40 @@
+"""What a trained network says: its predictions, its accuracy, its cost."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apm_core.data.examples import Examples, Images
+from apm_core.nets.flat import FlatNet
+from apm_core.runtime.device import Compute
+
+
+def forward_flops(net: FlatNet, image: Sequence[int], compute: Compute) -> float:
+    """Floating-point operations of one image of shape `image` (C, H, W) through `net`."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which takes a while
+
+    training = net.module.training
+    net.module.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.module(torch.zeros(1, *image, device=compute.device, dtype=net.vector.dtype))
+    net.module.train(training)
+    return float(counter.get_total_flops())
+
+
+@torch.no_grad()
+def logits(net: FlatNet, images: Images, compute: Compute, *, batch: int = 1000) -> Tensor:
+    """Predictions (N, C) float32 of `net` in evaluation mode, on the device."""
+    net.module.eval()
+    parts = []
+    for at in range(0, len(images), batch):
+        index = torch.arange(at, min(at + batch, len(images)), device=compute.device)
+        with compute.autocast():
+            parts.append(net.module(images[index]).float())
+    return torch.cat(parts)
+
+
+def accuracy(net: FlatNet, examples: Examples, compute: Compute) -> float:
+    """Share of `examples` (targets: class indices) classified correctly, in percent."""
+    hits = logits(net, examples.images, compute).argmax(dim=1) == examples.targets
+    return 100.0 * float(hits.double().mean())

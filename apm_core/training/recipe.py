@@ -1,0 +1,101 @@
+"""How a network is trained: everything but the network and the examples."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from apm_core.errors import ConfigError
+from apm_core.training import augment
+from apm_core.training.losses import LOSSES
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained: everything but the network and the examples."""
+
+    passes: int  # over the examples, literally
+    lr: float
+    batch: int = 256  # examples; a short last batch is used, not dropped
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # on all parameters, norms and biases included
+    nesterov: bool = False
+    schedule: str = (
+        "step"  # "step": a tenth of lr from pass `drop` on; "cosine": to `floor` at the last pass
+    )
+    drop: int | None = None  # first pass with the lower rate; None: never
+    drop_momentum: bool = (
+        False  # forget the momentum at the drop, as the trajectory-matching evaluators do
+    )
+    loss: str = "ce"
+    augment: str = "color_crop_cutout_flip_scale_rotate"
+    rho: float = 0.0  # radius in which a flat minimum is looked for (GSAM); 0: plain SGD
+    alpha: float = 0.0  # share of the gradient across that of the radius that is taken away
+    optimizer: str = "sgd"  # or "adam": momentum is its first beta; weight decay joins the gradient
+    # with schedule cosine:
+    warmup: int = 0  # passes in which the rate rises from 0, at most half of them
+    floor: float = 0.0  # share of lr that the rate falls to
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ConfigError(f"loss: there is no loss {self.loss!r}; known: {', '.join(LOSSES)}")
+        if self.schedule not in ("step", "cosine"):
+            raise ConfigError(f"schedule: {self.schedule!r} is neither step nor cosine")
+        if self.optimizer not in ("sgd", "adam"):
+            raise ConfigError(f"optimizer: {self.optimizer!r} is neither sgd nor adam")
+        if self.optimizer == "adam" and self.nesterov:
+            raise ConfigError("nesterov: true goes with optimizer sgd: set it to false for adam")
+        augment.groups(self.augment)
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "Recipe":
+        """The recipe of a config section: the fields of this class, with `epochs` (E) for passes
+        and drop.
+        """
+        fields = {name: value for name, value in settings.items() if name != "epochs"}
+        return cls(passes=1, **fields).with_epochs(settings["epochs"])
+
+    def rate(self, index: int) -> float:
+        """The learning rate of pass `index` (from 0)."""
+        if self.schedule == "cosine":
+            rising = min(self.warmup, self.passes // 2)
+            if index < rising:
+                return self.lr * (index + 1) / rising
+            share = (index - rising) / (self.passes - rising)
+            falling = 0.5 * (1 + math.cos(math.pi * share))
+            return self.lr * (self.floor + (1 - self.floor) * falling)
+        return self.lr * (0.1 if self.drop is not None and index >= self.drop else 1.0)
+
+    def with_epochs(self, epochs: int) -> "Recipe":
+        """The field's schedule for E epochs on a distilled set: epoch indices 0..E, lr/10 from
+        about half-way on.
+
+        The drop is at index E//2+1 (APM), or one later where the momentum is forgotten (DC, DSA, DM
+        and the trajectory-matching family, which rebuild the optimizer after that epoch).
+        """
+        drop = epochs // 2 + (2 if self.drop_momentum else 1)
+        return replace(self, passes=epochs + 1, drop=drop)
+
+    def with_hard_labels(self) -> "Recipe":
+        """The same recipe for class indices."""
+        return replace(self, loss="ce")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; `Recipe(**d)` is the inverse."""
+        return asdict(self)
+
+
+def teacher_recipe(settings: dict[str, Any]) -> Recipe:
+    """Recipe T1 of the APM code: SGD, DSA, one step decay; with `rho`, flat minima are looked for.
+    `epochs` counts passes literally.
+    """
+    return Recipe(
+        passes=settings["epochs"],
+        lr=settings["lr"],
+        batch=settings["batch"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+        drop=round(settings["drop_at"] * settings["epochs"]),
+        augment=settings["augment"],
+        rho=settings.get("rho", 0.0),
+        alpha=settings.get("alpha", 0.0),
+    )

@@ -1,0 +1,281 @@
+"""The training loop. Teachers, students, evaluation and architecture search all go through
+`Trainer.fit`.
+
+The examples live on the device and are indexed by permutations; all random numbers of a pass are
+drawn at once and moved in one copy; nothing in a step waits for the device. On a GPU a step is one
+CUDA graph per augmentation group.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from apm_core.data.examples import Examples
+from apm_core.errors import DivergenceError
+from apm_core.nets.flat import FlatNet
+from apm_core.runtime import streams
+from apm_core.runtime.device import Compute, captured
+from apm_core.runtime.resume import Part, State
+from apm_core.runtime.run import Progress, silent
+from apm_core.training import augment
+from apm_core.training.inference import forward_flops
+from apm_core.training.losses import LOSSES
+from apm_core.training.optimizers import Moments, adam_
+from apm_core.training.recipe import Recipe
+
+SMALLEST_NORM = 1e-12
+
+
+class Rows:
+    """The batches of one size in one pass: which examples, under which random numbers.
+
+    Filled in one copy a pass; on the device, `position` counts the steps, so that a replayed step
+    finds its own batch.
+    """
+
+    def __init__(self, size: int, steps: int, device: torch.device) -> None:
+        self.size, self.steps = size, steps
+        self.order = torch.zeros(steps, size, dtype=torch.int64, device=device)
+        self.uniform = torch.zeros(steps, augment.NUMBERS, size, device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def fill(self, order: Tensor, draws: Sequence[augment.Draw | None]) -> None:
+        """Take the batches of a pass: examples (steps * size,) and a draw for each step."""
+        self.order.copy_(order.view(self.steps, self.size), non_blocking=True)
+        numbers = [drawn.uniform for drawn in draws if drawn]
+        if numbers:
+            self.uniform.copy_(torch.stack(numbers), non_blocking=True)
+        self.position.zero_()
+
+    def next(self, group: str | None) -> tuple[Tensor, augment.Draw | None]:
+        """Examples (size,) and augmentation by `group` of the step whose turn it is."""
+        index = self.order.index_select(0, self.position)[0]
+        uniform = self.uniform.index_select(0, self.position)[0]
+        self.position.add_(1).remainder_(self.steps)
+        return index, augment.Draw(group, uniform) if group else None
+
+
+class Trainer:
+    """Trains networks of one architecture on one set of examples, one after another, in the same
+    memory.
+
+    With a radius `rho`, steps look for flat minima by the surrogate gap (Zhuang et al., "Surrogate
+    Gap Minimization Improves Sharpness-Aware Training", ICLR 2022), with the perturbation that does
+    not depend on the scale of the weights (Kwon et al., "ASAM", ICML 2021); see `_flatten`.
+
+    Everything that a step reads or writes stays at its place (the parameters are copied in and out,
+    the random numbers of a pass are copied into buffers), so what is compiled, or captured as a
+    CUDA graph, for the first network serves them all.
+
+    Args:
+        net: the memory; its contents are overwritten.
+        recipe: how to train.
+        examples: the training set. Its tensors may be overwritten between two networks.
+        networks: how many will be trained; it tells how long the work will be, and so whether
+            compiling it pays.
+    """
+
+    def __init__(
+        self, net: FlatNet, recipe: Recipe, compute: Compute, examples: Examples, *, networks: int
+    ) -> None:
+        self.net, self.recipe, self.compute, self.examples = net, recipe, compute, examples
+        device, count = compute.device, len(examples.targets)
+        self.velocity = torch.zeros_like(net.vector)
+        self.moments = Moments.at_rest(net.vector) if recipe.optimizer == "adam" else None
+        self.rate = torch.zeros((), device=device, dtype=net.vector.dtype)
+        self.loss_sum = torch.zeros((), device=device, dtype=net.vector.dtype)
+        whole, rest = divmod(count, recipe.batch)
+        self.rows = [
+            Rows(size, steps, device)
+            for size, steps in ((recipe.batch, whole), (rest, 1))
+            if size * steps
+        ]
+        self._replays: dict[tuple[int, str | None], Callable[[], None]] = {}
+        self._pool = torch.cuda.graph_pool_handle() if compute.graphs else None
+        loss = LOSSES[recipe.loss]
+
+        def forward(images: Tensor, targets: Tensor) -> Tensor:
+            with compute.autocast():
+                logits = net.module(images)
+            return loss(logits.float() if compute.precision == "bf16" else logits, targets)
+
+        image = examples.images[torch.zeros(1, dtype=torch.int64, device=device)].shape[1:]
+        passes = networks * recipe.passes * (2 if recipe.rho else 1)
+        flops = 3.0 * forward_flops(net, image, compute) * passes * count
+        steps = passes * math.ceil(count / recipe.batch)
+        self._forward = compute.compiled(forward, flops=flops, steps=steps, fuses=net.fuses)
+
+    def fit(
+        self,
+        start: Tensor,
+        *stream: streams.Key,
+        lr: float | None = None,
+        keep: Collection[int] = (),
+        progress: Progress = silent,
+        part: Part | None = None,
+    ) -> list[Tensor]:
+        """Train from `start` (P,); returns the parameters after each pass index in `keep`, in
+        order.
+
+        Afterwards `self.net` holds the trained network. `stream` names the random order and
+        augmentation; `lr` takes the place of the recipe's. With `part`, an unfinished training is
+        saved between two passes and continued, with the same bits.
+        Raises DivergenceError with pass, loss and learning rate when the loss stops being finite.
+        """
+        recipe, net = self.recipe if lr is None else replace(self.recipe, lr=lr), self.net
+        net.load(start)
+        net.zero_grad()
+        net.module.train()
+        self._rest()
+        snapshots, first = [], 0
+        with streams.seeded(*stream, "dropout"):
+            if part and part.state:
+                snapshots, first = self._restore(part.state)
+            for index in range(first, recipe.passes):
+                if index == recipe.drop and recipe.drop_momentum:
+                    self._rest()
+                self.rate.fill_(recipe.rate(index))
+                loss = self._one_pass(*stream, index)
+                if index in keep:
+                    snapshots.append(net.snapshot())
+                last = index + 1 == recipe.passes
+                if last or progress is not silent or index % 50 == 0:
+                    self._require_finite(loss, index, recipe.rate(index))
+                    progress(index + 1, recipe.passes, {"loss": float(loss)})
+                if part and not last and part.due():
+                    part.save(self._unfinished(snapshots, index + 1))
+        net.module.eval()
+        return snapshots
+
+    def _unfinished(self, snapshots: list[Tensor], done: int) -> State:
+        """All that the passes after the first `done` depend on, and the snapshots so far."""
+        tensors = [tensor.detach().cpu() for tensor in self._carried()]
+        noise = [torch.get_rng_state()]
+        if self.compute.device.type == "cuda":
+            noise.append(torch.cuda.get_rng_state(self.compute.device))
+        return {"done": done, "carried": tensors, "snapshots": snapshots, "noise": noise}
+
+    def _restore(self, state: State) -> tuple[list[Tensor], int]:
+        """Put back what `_unfinished` kept; returns the snapshots, and how many passes are done."""
+        for tensor, saved in zip(self._carried(), state["carried"], strict=True):
+            tensor.copy_(saved)
+        torch.set_rng_state(state["noise"][0])
+        if self.compute.device.type == "cuda":
+            torch.cuda.set_rng_state(state["noise"][1], self.compute.device)
+        return [one.to(self.compute.device) for one in state["snapshots"]], state["done"]
+
+    def _carried(self) -> list[Tensor]:
+        """The tensors that one step leaves to the next: parameters, running statistics, moments."""
+        tensors = [self.net.vector, self.velocity, *self.net.module.buffers()]
+        if self.moments:
+            tensors += [self.moments.first, self.moments.second, self.moments.count]
+        return tensors
+
+    def rehearse(self, clock: Callable[[], float]) -> float:
+        """Do a step of each batch size; returns the seconds by `clock` that a network will take.
+
+        The parameters in memory are changed.
+        """
+        groups = augment.groups(self.recipe.augment)
+        self.net.zero_grad()
+        self.net.module.train()
+        seconds = 0.0
+        for rows in self.rows:
+            started = clock()
+            self._play(rows, groups[0] if groups else None)
+            seconds += (clock() - started) * rows.steps
+        self.net.module.eval()
+        return seconds * self.recipe.passes
+
+    def _one_pass(self, *stream: streams.Key) -> Tensor:
+        """One pass over the examples; returns the mean loss of its batches, 0-d, on the device."""
+        random = streams.generator(*stream)
+        order = torch.randperm(len(self.examples.targets), generator=random)
+        self.loss_sum.zero_()
+        at = steps = 0
+        for rows in self.rows:
+            many = rows.size * rows.steps
+            strategy = self.recipe.augment
+            draws = [augment.draw(strategy, rows.size, random) for _ in range(rows.steps)]
+            rows.fill(order[at : at + many], draws)
+            for drawn in draws:
+                self._play(rows, drawn and drawn.group)
+            at, steps = at + many, steps + rows.steps
+        return self.loss_sum / steps
+
+    def _play(self, rows: "Rows", group: str | None) -> None:
+        """One step: replayed on a GPU, done on a CPU."""
+        if not self.compute.graphs:
+            return self._step(rows, group)
+        key = (rows.size, group)
+        if key not in self._replays:
+            state = [*self._carried(), self.loss_sum, rows.position]
+            self._replays[key] = captured(lambda: self._step(rows, group), state, self._pool)
+        return self._replays[key]()
+
+    def _step(self, rows: "Rows", group: str | None) -> None:
+        """Forward, backward and SGD on the batch whose turn it is; reads and writes nothing outside
+        the device.
+        """
+        index, drawn = rows.next(group)
+        images = augment.augment(self.examples.images[index], drawn)
+        targets = self.examples.targets[index]
+        self.net.grad.zero_()
+        loss = self._forward(images, targets)
+        loss.backward()
+        self.loss_sum += loss.detach()
+        if self.recipe.rho:
+            self._flatten(images, targets)
+        self._descend()
+
+    def _flatten(self, images: Tensor, targets: Tensor) -> None:
+        """Put the gradient of GSAM in the place of the plain one, g.
+
+        e = rho w^2 g / | |w| g |, h the gradient at w + e on the same images, and the result is
+        h - alpha (g - (g.h / |h|^2) h). Running statistics are those of the pass at w.
+        """
+        net, recipe = self.net, self.recipe
+        start, plain = net.snapshot(), net.grad.clone()
+        statistics = [buffer.clone() for buffer in net.module.buffers()]
+        scale = recipe.rho / ((start.abs() * plain).norm() + SMALLEST_NORM)
+        net.vector.addcmul_(start.square() * plain, scale)
+        net.grad.zero_()
+        self._forward(images, targets).backward()
+        net.vector.copy_(start)
+        for buffer, before in zip(net.module.buffers(), statistics, strict=True):
+            buffer.copy_(before)
+        norm, flat_norm = plain.norm(), net.grad.norm()
+        cosine = plain @ net.grad / (norm * flat_norm + SMALLEST_NORM)
+        across = plain - cosine * norm / (flat_norm + SMALLEST_NORM) * net.grad
+        net.grad.sub_(across, alpha=recipe.alpha)
+
+    def _rest(self) -> None:
+        """Forget what the optimizer remembers."""
+        self.velocity.zero_()
+        if self.moments:
+            self.moments.reset()
+
+    def _descend(self) -> None:
+        """v <- m v + (g + decay w); w <- w - rate v, or rate (g + decay w + m v) with Nesterov; or
+        a step of Adam along g + decay w.
+        """
+        recipe, gradient = self.recipe, self.net.grad
+        gradient.add_(self.net.vector, alpha=recipe.weight_decay)
+        if self.moments:
+            adam_(self.net.vector, gradient, self.moments, self.rate, beta1=recipe.momentum)
+            return
+        self.velocity.mul_(recipe.momentum).add_(gradient)
+        step = self.velocity
+        if recipe.nesterov:
+            step = gradient.add_(self.velocity, alpha=recipe.momentum)
+        self.net.vector.addcmul_(step, self.rate, value=-1)
+
+    def _require_finite(self, loss: Tensor, index: int, rate: float) -> None:
+        if not torch.isfinite(loss):
+            raise DivergenceError(
+                f"training: {self.recipe.loss} loss is {float(loss)} in pass {index}"
+                f" of {self.recipe.passes} at learning rate {rate:g}: lower the learning rate"
+            )
