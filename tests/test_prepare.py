@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from apm_core.data import prepared as module
 from apm_core.data import read
 from apm_core.data.prepared import PreparedData, Whitened
 from apm_core.data.whitening import Whitening
 from apm_core.errors import ArtifactError, ConfigError, DataError
 from apm_core.nets.base import Shape
 from apm_core.runtime import streams
-from apm_core.data import prepared as module
 from apm_core.stages.prepare import prepare
 
 
