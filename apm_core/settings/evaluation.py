@@ -1,0 +1,95 @@
+"""What the distilled sets are measured with."""
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from apm_core.settings.section import Above, AtLeast, Count, Section, setting
+from apm_core.settings.training import Architecture
+
+Unique = Field(json_schema_extra={"uniqueItems": True})
+Named = Field(json_schema_extra={"propertyNames": {"enum": list(get_args(Architecture))}})
+Architectures = Annotated[list[Architecture], Unique]
+Rates = Annotated[list[Above], Unique]
+Protocol = Literal["own", "hard", "plain"]
+RATES = "factors of the set's learning rate: the best on training images is used; []: the set's"
+
+
+class Override(Section):
+    """Numbers of one architecture in place of the section's; null: the section's."""
+
+    epochs: Count | None = setting(None, "E")
+    networks: Count | None = setting(None, "trained from scratch")
+    width: Count | None = setting(None, "channels of its first stage")
+    lr: Above | None = setting(None, "learning rate; null: the set's")
+    rates: Rates | None = setting(None, RATES)
+
+
+class Ceiling(Section):
+    """Networks trained on the full data with the teachers' recipe."""
+
+    architectures: Architectures = setting(["convnet"], "architectures of the ceiling")
+    networks: Count = setting(5, "per architecture")
+    epochs: Count = setting(100, "passes over the training split")
+
+
+class Evaluation(Section):
+    """Networks trained from scratch on each distilled set."""
+
+    networks: Count = setting(5, "trained from scratch per architecture")
+    epochs: Count = setting(1000, "E, as in recipe.epochs")
+    architectures: Annotated[Architectures, Field(min_length=1)] = setting(
+        ["convnet", "vgg11", "resnet18", "vit"], "architectures to evaluate"
+    )
+    overrides: Annotated[dict[Architecture, Override], Named] = setting(
+        {}, "other numbers for some architectures: {vgg11: {epochs: 300, networks: 3}}"
+    )
+    rates: Rates = setting([], RATES)
+    hard_labels: Architectures = setting(
+        ["convnet"], "also evaluated with class labels and cross-entropy"
+    )
+    plain: Architectures = setting(["convnet"], "also evaluated without augmentation")
+    ceiling: Ceiling = Ceiling()
+
+
+class RankingTraining(Section):
+    """How NAS-Bench-201 networks are trained: SGD with Nesterov, a cosine to 0."""
+
+    epochs: Count = setting(200, "passes over the images")
+    lr: Above = setting(0.05, "learning rate at the start of the cosine")
+    batch: Annotated[int, Field(ge=2)] = setting(64, "images per step (batch norm needs two)")
+    weight_decay: AtLeast = setting(5e-4, "on all parameters")
+
+
+class Reference(Section):
+    """The ranking that a set's ranking is compared with."""
+
+    source: Literal["train", "table"] = setting(
+        "train", "train the same networks on the full data (hours), or take a table (seconds)"
+    )
+    table: str | None = setting(None, "CSV or CSV.gz file with a column arch_str")
+    column: str | None = setting(
+        None, "column of the accuracies, for example CIFAR10TestAccuracy200Epochs"
+    )
+
+
+class RankedNetworks(Section):
+    """Which networks are ranked."""
+
+    networks: Annotated[int, Field(ge=0, le=15000)] = setting(
+        100, "architectures, drawn by the seed: 0 for no ranking, else at least 3"
+    )
+    cells: Count = setting(5, "N: cells per stage")
+    stem: Count = setting(16, "C: channels of the first stage")
+    norm: Literal["batch", "instance"] = setting(
+        "batch", "batch, or instance (the norm that the images were distilled with)"
+    )
+
+
+class Nas(RankedNetworks):
+    """The ranking of NAS-Bench-201 networks by a distilled set."""
+
+    seeds: Count = setting(1, "trainings of each network on the distilled set")
+    proxy: RankingTraining = RankingTraining()
+    train: RankingTraining = RankingTraining(epochs=50, lr=0.1, batch=256)
+    reference: Reference = Reference()

@@ -1,0 +1,84 @@
+"""What the settings of all methods share, and the methods by name."""
+
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from apm_core.settings.names import module_of, names_in
+from apm_core.settings.section import Index, Section, setting
+from apm_core.settings.training import PoolName, RecipeChanges
+
+PACKAGE = "settings.methods"
+
+
+class MethodSettings(Section):
+    """The settings of a method.
+
+    Attributes:
+        implementation: module below `apm_core.methods` and class of the method.
+        pool: the pool of networks that it distils from, if any.
+        labels_of: who labels its images: "pool", its teachers when the shards are merged;
+            "classes", the class indices; "own", the method itself.
+        trains: whether networks run while it distils, so that recipe, architecture and precision
+            decide its result.
+    """
+
+    implementation: ClassVar[str]
+    pool: ClassVar[PoolName | None] = None
+    trains: ClassVar[bool] = True
+
+    recipe: RecipeChanges = RecipeChanges()
+
+    @property
+    def labels_of(self) -> Literal["pool", "classes", "own"]:
+        """Who labels the merged set."""
+        return "own"
+
+    @property
+    def epochs_needed(self) -> dict[str, int]:
+        """The last epoch of its pool's training that it needs the networks of, by the setting that
+        asks for it.
+        """
+        return {}
+
+
+class IterativeSettings(MethodSettings):
+    """The settings of a method that distils in rounds."""
+
+    rounds: Index | None = setting(None, "R: rounds 0 to R are run; null: distill.rounds")
+    start_only: bool = setting(
+        False, "no rounds: the images that the method starts from, with its labels and recipe"
+    )
+
+
+class LabelledByPool(Section):
+    """How teachers label the merged set."""
+
+    labels: Literal["teacher", "mean"] | None = setting(
+        None, "final labels: one teacher's, or the pool's mean; null: distill.labels"
+    )
+    label_epoch: Index | None = setting(
+        None, "labels by teachers as after so many epochs; null: distill.label_epoch"
+    )
+
+    @property
+    def labels_of(self) -> Literal["pool", "classes", "own"]:
+        """Who labels the merged set."""
+        return "pool"
+
+
+@cache
+def methods() -> dict[str, MethodSettings]:
+    """Every method by name, with its default settings."""
+    return {name: found for one in _modules() for name, found in one.METHODS.items()}
+
+
+@cache
+def ready_entries() -> dict[str, dict[str, Any]]:
+    """Entries that need not be spelled out, by name."""
+    return {
+        name: found for one in _modules() for name, found in getattr(one, "ENTRIES", {}).items()
+    }
+
+
+def _modules() -> list[Any]:
+    return [module_of(PACKAGE, name) for name in names_in(PACKAGE)]

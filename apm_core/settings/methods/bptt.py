@@ -1,0 +1,34 @@
+"""Settings of back-propagation through training."""
+
+from typing import ClassVar
+
+from apm_core.settings.method import IterativeSettings
+from apm_core.settings.section import Above, AtLeast, Count, Index, Section, setting
+from apm_core.settings.training import RecipeChanges
+
+
+class Unrolling(Section):
+    """A training that is differentiated: its steps, and those of what is learned by it."""
+
+    lr_images: Above = setting(1e-3, "of the images (Adam)")
+    lr_labels: AtLeast = setting(1e-2, "of the label logits (Adam)")
+    lr_rate: AtLeast = setting(1e-2, "of the logarithm of the learned rate (Adam)")
+    rate: Above = setting(0.02, "learning rate of the inner training at the start; it is learned")
+    before: Index = setting(160, "steps before the window, at most")
+    window: Count = setting(40, "steps that are differentiated")
+    batch_real: Count = setting(512, "real images in a round")
+
+
+class BPTTSettings(Unrolling, IterativeSettings):
+    """Back-propagation through training, truncated at random (Feng et al. 2024)."""
+
+    implementation: ClassVar[str] = "bptt:BPTT"
+
+    batch: Count | None = setting(None, "images of an inner step; null: all of the shard")
+
+
+METHODS = {
+    "bptt": BPTTSettings(
+        rounds=10000, recipe=RecipeChanges(loss="soft_ce", lr=0.01, drop_momentum=True)
+    )
+}

@@ -1,0 +1,33 @@
+"""Settings of difficulty-aligned trajectory matching."""
+
+from typing import ClassVar, Literal
+
+from apm_core.settings.methods.mtt import TrajectorySettings
+from apm_core.settings.section import Above, BelowOne, Count, Index, setting
+from apm_core.settings.training import PoolName, RecipeChanges
+
+
+class DATMSettings(TrajectorySettings):
+    """Difficulty-aligned trajectory matching (Guo et al., ICLR 2024)."""
+
+    implementation: ClassVar[str] = "matching.datm:DATM"
+    pool: ClassVar[PoolName | None] = "flat_experts"
+
+    lr_labels: Above = setting(2.0, "step of the labels, which are logits")
+    momentum_labels: BelowOne = setting(0.9, "of the label steps")
+    start_from: Index = setting(0, "T-: an expert's epochs to start from are T- to b - 1")
+    start_below_first: Count | None = setting(20, "T: b in round 0; null: T+")
+    expand_until: Count = setting(2000, "round in which b reaches T+")
+    threshold: Above = setting(1.0, "a round whose distance is larger changes nothing")
+    start: Literal["correct", "real"] = setting(
+        "correct", "images that the experts classify correctly, or real ones"
+    )
+
+
+METHODS = {
+    "datm": DATMSettings(
+        rounds=10000,
+        steps=80,
+        recipe=RecipeChanges(loss="soft_ce", lr=0.01, batch=128, drop_momentum=True),
+    )
+}

@@ -1,0 +1,27 @@
+"""Settings of distribution matching."""
+
+from typing import ClassVar, Literal
+
+from apm_core.settings.method import IterativeSettings
+from apm_core.settings.section import Above, BelowOne, Count, setting
+from apm_core.settings.training import RecipeChanges
+
+
+class DMSettings(IterativeSettings):
+    """Distribution matching (Zhao & Bilen, WACV 2023)."""
+
+    implementation: ClassVar[str] = "dm:DM"
+
+    lr_images: Above = setting(1.0, "step of the images")
+    momentum_images: BelowOne = setting(0.5, "of the image steps")
+    batch_real: Count = setting(256, "real images of a class in a round")
+
+    @property
+    def labels_of(self) -> Literal["pool", "classes", "own"]:
+        """The classes."""
+        return "classes"
+
+
+METHODS = {
+    "dm": DMSettings(rounds=20000, recipe=RecipeChanges(loss="ce", lr=0.01, drop_momentum=True))
+}

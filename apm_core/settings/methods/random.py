@@ -1,0 +1,32 @@
+"""Settings of random real images."""
+
+from typing import ClassVar, Literal
+
+from apm_core.settings.method import LabelledByPool, MethodSettings
+from apm_core.settings.section import setting
+
+
+class RandomSettings(LabelledByPool, MethodSettings):
+    """Random real images: what every method has to beat."""
+
+    implementation: ClassVar[str] = "selection.random_real:RandomReal"
+    trains: ClassVar[bool] = False
+
+    labels: Literal["teacher", "mean", "classes"] | None = setting(
+        None, "final labels: one teacher's, the pool's mean, or classes; null: distill.labels"
+    )
+
+    @property
+    def labels_of(self) -> Literal["pool", "classes", "own"]:
+        """The teachers, or the classes."""
+        return "classes" if self.labels == "classes" else "pool"
+
+
+METHODS = {"random": RandomSettings()}
+ENTRIES = {
+    "random_hard": {
+        "method": "random",
+        "labels": "classes",
+        "recipe": {"loss": "ce", "lr": 0.01, "drop_momentum": True},
+    }
+}

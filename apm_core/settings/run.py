@@ -1,0 +1,178 @@
+"""All settings of a run, read from its config."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, create_model
+
+from apm_core.errors import ConfigError
+from apm_core.settings.compute import ComputeSettings
+from apm_core.settings.dataset import Dataset, Source
+from apm_core.settings.evaluation import Evaluation, Nas
+from apm_core.settings.method import MethodSettings, methods, ready_entries
+from apm_core.settings.names import names_in
+from apm_core.settings.schema import check, hint
+from apm_core.settings.section import Count, Index, Section, laid_over, setting
+from apm_core.settings.training import POOLS, Pool, RecipeSettings, Teachers
+
+ENTRY_NAME = r"[a-z][a-z0-9_]*"
+LEAST_RANKED = 3  # networks
+
+
+class NamedEntry(Section):
+    """An entry with a name of its own; what else it says differs from its method's settings."""
+
+    model_config = Section.model_config | {"extra": "allow"}
+
+    name: Annotated[str, Field(pattern=f"^{ENTRY_NAME}$")] = Field(
+        description="names the files and columns"
+    )
+    method: str | None = setting(
+        None, "a method, or an earlier entry, whose settings it has; null: that of its name"
+    )
+
+
+class Distill(Section):
+    """What is distilled."""
+
+    methods: Annotated[list[str | NamedEntry], Field(min_length=1)] = setting(
+        ["apm", "random"],
+        "entries to compare: a method's name, or {name: ..., method: ...} with what differs",
+    )
+    shards: Count = setting(1, "independent jobs that share each class's images; divides ipc")
+    rounds: Index = setting(2500, "R: rounds 0 to R are run")
+    labels: Literal["teacher", "mean"] = setting(
+        "teacher", "final labels: logits of one teacher, or of the pool's mean"
+    )
+    label_epoch: Index | None = setting(
+        None, "labels by teachers as after so many epochs (needs snapshots); null: at their end"
+    )
+
+
+Methods: type[Section] = create_model(
+    "Methods",
+    __base__=Section,
+    __doc__="Settings of each method.",
+    **{name: (type(default), default) for name, default in methods().items()},
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a run distils and compares: a method with settings, under a name."""
+
+    name: str
+    method: str
+    settings: MethodSettings
+
+
+class RunSettings(Section):
+    """Every setting of a run."""
+
+    seed: Index = setting(0, "all random streams derive from it")
+    ipc: Count = setting(50, "images per class of the distilled set, at most the smallest class")
+    dataset: Dataset = Dataset()
+    compute: ComputeSettings = ComputeSettings()
+    teachers: Teachers = POOLS["teachers"]
+    aligned_teachers: Pool = POOLS["aligned_teachers"]
+    experts: Pool = POOLS["experts"]
+    flat_experts: Pool = POOLS["flat_experts"]
+    recipe: RecipeSettings = RecipeSettings()
+    distill: Distill = Distill()
+    methods: Methods = Methods()
+    evaluate: Evaluation = Evaluation()
+    nas: Nas = Nas()
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "RunSettings":
+        """The settings that a config states, the others at their defaults.
+
+        Raises ConfigError, one line that names the key, for the first thing that is wrong.
+        """
+        found = cls().changed(check(config, cls))
+        found.require_sense()
+        return found
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """The pools of networks by name."""
+        return {name: getattr(self, name) for name in POOLS}
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What is distilled and compared, by name, in the order of the results."""
+        found: dict[str, Entry] = {}
+        for number, item in enumerate(self.distill.methods):
+            place = f"distill.methods.{number}"
+            stated = {"name": item} if isinstance(item, str) else item.model_dump(exclude_none=True)
+            name = stated["name"]
+            if name in found:
+                raise ConfigError(f"config: {place}: a second entry has the name {name!r}")
+            found[name] = self._entry(stated, found, place)
+        return found
+
+    def _entry(self, stated: dict[str, Any], earlier: Mapping[str, Entry], place: str) -> Entry:
+        name, changes = stated["name"], dict(stated)
+        base = changes.pop("method", changes.pop("name"))
+        changes.pop("name", None)
+        while base in ready_entries() and base not in earlier:
+            changes = laid_over(ready_entries()[base], changes)
+            base = changes.pop("method")
+        if base in earlier:
+            method, settings = earlier[base].method, earlier[base].settings
+        elif base in methods():
+            method, settings = base, getattr(self.methods, base)
+        else:
+            known = [*methods(), *ready_entries(), *earlier]
+            raise ConfigError(f"config: {place}: there is no method {base!r}; {hint(base, known)}")
+        changes = check(changes, type(settings), place)
+        return Entry(name, method, settings.changed(changes))
+
+    def require_sense(self) -> None:
+        """Raise ConfigError when one setting is at odds with another."""
+        if self.dataset.source is None and self.dataset.name not in names_in("data.sources"):
+            raise ConfigError(
+                f"config: dataset.source: null means dataset.name, and {self.dataset.name!r} is"
+                f" none of {', '.join(names_in('data.sources'))}: set dataset.source"
+            )
+        for entry in self.entries.values():
+            self._require_epochs(entry)
+        if self.ipc % self.distill.shards:
+            raise ConfigError(
+                f"config: distill.shards: {self.distill.shards} does not divide ipc: {self.ipc}"
+            )
+        for name, pool in self.pools.items():
+            if pool.n % pool.per_job:
+                raise ConfigError(
+                    f"config: {name}.n: {pool.n} is not a multiple of {name}.per_job:"
+                    f" {pool.per_job}"
+                )
+        unused = set(self.evaluate.overrides) - set(self.evaluate.architectures)
+        if unused:
+            raise ConfigError(
+                f"config: evaluate.overrides: {unused.pop()} is not in evaluate.architectures"
+            )
+        if 0 < self.nas.networks < LEAST_RANKED:
+            raise ConfigError(
+                f"config: nas.networks: {self.nas.networks} cannot be ranked: 0 for no ranking,"
+                f" else at least {LEAST_RANKED}"
+            )
+        if self.nas.networks and self.nas.reference.source == "table":
+            for key in ("table", "column"):
+                if not getattr(self.nas.reference, key):
+                    raise ConfigError(f"config: nas.reference.{key}: needed with source: table")
+
+    def _require_epochs(self, entry: Entry) -> None:
+        """Raise ConfigError when `entry` would match epochs that its experts do not have."""
+        for key, last in entry.settings.epochs_needed.items():
+            pool = entry.settings.pool
+            if last > self.pools[pool].epochs:
+                raise ConfigError(
+                    f"config: methods.{entry.name}.{key}: it needs networks as after epoch {last},"
+                    f" beyond {pool}.epochs: {self.pools[pool].epochs}: lower the one or raise the"
+                    " other"
+                )
+
+
+__all__ = ["ENTRY_NAME", "Entry", "RunSettings", "Source"]

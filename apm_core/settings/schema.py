@@ -1,0 +1,158 @@
+"""The JSON schema of the settings, and the one line with which a config is refused."""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from apm_core.errors import ConfigError
+
+LONGEST = 400  # characters of a message about one value
+BOUNDS = {  # in words
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+}
+Schema = dict[str, Any]
+
+
+class _Generator(GenerateJsonSchema):
+    """Without titles, and with null as one more type or value instead of an alternative."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ANN401, ARG002 - pydantic's
+        return False
+
+    def nullable_schema(self, schema: Any) -> JsonSchemaValue:  # noqa: ANN401
+        inner = self.generate_inner(schema["schema"])
+        if "enum" in inner:
+            return {"enum": [None, *inner["enum"]]}
+        return (
+            {**inner, "type": [inner["type"], "null"]}
+            if "type" in inner
+            else super().nullable_schema(schema)
+        )
+
+    def literal_schema(self, schema: Any) -> JsonSchemaValue:  # noqa: ANN401
+        return {"enum": super().literal_schema(schema).get("enum", list(schema["expected"]))}
+
+
+def schema_of(model: type[BaseModel]) -> Schema:
+    """The JSON schema of `model`, its shared definitions under $defs."""
+    found = model.model_json_schema(schema_generator=_Generator)
+    for one in (found, *found.get("$defs", {}).values()):
+        one.pop("title", None)
+        for node in one.get("properties", {}).values():
+            if "$ref" in node and "default" in node:
+                node["default"] = _different(node["default"], resolved(node, found), found)
+                if not node["default"]:
+                    del node["default"]
+    return found
+
+
+def _different(value: Mapping[str, Any], node: Mapping[str, Any], root: Schema) -> dict[str, Any]:
+    """What of a section's default `value` its fields do not say themselves."""
+    found = {}
+    for key, item in value.items():
+        field = node["properties"][key]
+        if "$ref" in field:
+            inner = _different(item, resolved(field, root), root)
+            item, default = inner, {}
+        else:
+            default = field.get("default")
+        if item != default:
+            found[key] = item
+    return found
+
+
+def check(config: Any, model: type[BaseModel], *place: str) -> Any:  # noqa: ANN401 - JSON values
+    """`config`, where text that YAML reads as a number, as true or as null stands for it where the
+    schema of `model` wants one: so Snakemake hands over what is nested in --config.
+
+    Raises ConfigError, one line that names the key below `place`, for the first violation.
+    """
+    schema = schema_of(model)
+    config = _read(config, schema, schema)
+    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: list(e.path))
+    if errors:
+        raise ConfigError(_one_line(errors[0], place))
+    for key, value in _leaves(config, *place):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"config: {key}: {value} is not a finite number")
+    return config
+
+
+def bounds(schema: Mapping[str, Any]) -> str:
+    """The bounds of a value in words, such as "at least 0, below 1"."""
+    return ", ".join(text.format(schema[key]) for key, text in BOUNDS.items() if key in schema)
+
+
+def resolved(node: Mapping[str, Any], root: Schema) -> Mapping[str, Any]:
+    """The schema that `node` is or refers to."""
+    reference = node.get("$ref")
+    return root["$defs"][reference.rsplit("/", 1)[-1]] if reference else node
+
+
+def _read(value: Any, node: Mapping[str, Any], root: Schema) -> Any:  # noqa: ANN401
+    node = resolved(node, root)
+    if isinstance(value, Mapping):
+        own, other = node.get("properties", {}), node.get("additionalProperties")
+        other = other if isinstance(other, Mapping) else {}
+        return {key: _read(item, own.get(key, other), root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read(item, node.get("items", {}), root) for item in value]
+    types = node.get("type", [])
+    wanted = {types} if isinstance(types, str) else set(types)
+    if not isinstance(value, str) or not wanted or "string" in wanted:
+        return value
+    try:
+        found = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    return value if isinstance(found, str) else found
+
+
+def _leaves(value: Any, *path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    if isinstance(value, Mapping | list):
+        inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in inner:
+            yield from _leaves(item, *path, str(key))
+    else:
+        yield ".".join(path), value
+
+
+def _one_line(error: Any, place: tuple[str, ...]) -> str:  # noqa: ANN401 - a ValidationError
+    key = ".".join([*place, *(str(part) for part in error.absolute_path)])
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = next(name for name in error.instance if name not in known)
+        full = f"{key}.{unknown}" if key else unknown
+        return f"config: {full}: there is no such key; {hint(unknown, known)}"
+    found = error.message
+    if len(found) > LONGEST:  # it quotes the value
+        found = f"{found[: LONGEST // 2]} ... {found[-LONGEST // 2 :]}"
+    message = f"config: {key}: {found}"
+    value = error.instance
+    if error.validator == "type" and isinstance(value, str) and _is_number(value):
+        message += f" (YAML reads {value} as text: write {float(value):.1e} with a point)"
+    meaning = ", ".join(filter(None, [error.schema.get("description"), bounds(error.schema)]))
+    return message + (f"; {meaning}" if meaning else "")
+
+
+def hint(unknown: str, known: list[str]) -> str:
+    """What was probably meant, or what there is."""
+    close = difflib.get_close_matches(unknown, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

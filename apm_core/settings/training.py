@@ -1,0 +1,101 @@
+"""How networks are trained: on the distilled images, and on the full data."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, create_model
+
+from apm_core.settings.names import names_in
+from apm_core.settings.section import Above, AtLeast, BelowOne, Count, Index, Section, setting
+
+Architecture = Literal[names_in("nets.architectures")]
+Loss = Literal[names_in("training.losses")]
+GROUPS = ("color", "crop", "cutout", "flip", "scale", "rotate")  # of augmentations
+DSA = "color_crop_cutout_flip_scale_rotate"
+ONE_GROUP = f"({'|'.join(GROUPS)})"
+Augmentation = Annotated[str, Field(pattern=f"^(none|{ONE_GROUP}(_{ONE_GROUP})*)$")]
+AUGMENT = f"DSA groups ({', '.join(GROUPS)}) joined by _, or none"
+
+
+class Network(Section):
+    """One architecture."""
+
+    network: Architecture = setting("convnet", "architecture")
+    width: Count | None = setting(None, "channels of its first stage; null: its own default")
+    depth: Count | None = setting(None, "blocks of a ConvNet; null: by resolution")
+
+
+class RecipeSettings(Section):
+    """How a network is trained on the distilled images: students, and whoever uses the set."""
+
+    epochs: Count = setting(250, "E: epoch indices 0 to E are run")
+    lr: Above = setting(0.02, "learning rate")
+    batch: Count = setting(256, "images per step")
+    momentum: BelowOne = setting(0.9, "of SGD; Adam's first beta")
+    weight_decay: AtLeast = setting(5e-4, "on all parameters")
+    loss: Loss = setting("l1", "between logits and labels")
+    augment: Augmentation = setting(DSA, AUGMENT)
+    optimizer: Literal["sgd", "adam"] = setting("sgd", "sgd or adam")
+    schedule: Literal["step", "cosine"] = setting(
+        "step", "step: lr/10 from epoch E//2+1 on; cosine: down to floor"
+    )
+    warmup: Index = setting(
+        0, "passes in which a cosine's rate first rises from 0, at most half of them"
+    )
+    floor: Annotated[float, Field(ge=0, le=1)] = setting(0.0, "share of lr at a cosine's end")
+    drop_momentum: bool = setting(False, "forget the momentum where the rate drops")
+
+
+RecipeChanges: type[Section] = create_model(
+    "RecipeChanges",
+    __base__=Section,
+    __doc__="Where a method's recipe differs from `recipe`; null: as there.",
+    **{
+        name: (
+            Annotated[(field.annotation, Field(), *field.metadata)] | None,
+            setting(None, field.description),
+        )
+        for name, field in RecipeSettings.model_fields.items()
+    },
+)
+
+
+class PoolTraining(Section):
+    """How networks are trained on the full data."""
+
+    per_job: Count = setting(10, "networks trained by one job")
+    epochs: Count = setting(100, "passes over the training split")
+    lr: Above = setting(0.05, "learning rate of SGD")
+    batch: Count = setting(256, "images per step")
+    momentum: BelowOne = setting(0.9, "of SGD")
+    weight_decay: AtLeast = setting(5e-4, "on all parameters")
+    drop_at: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.5, "share of the epochs after which lr is divided by 10; 1: never"
+    )
+    augment: Augmentation = setting(DSA, AUGMENT)
+    snapshots: bool = setting(False, "keep the parameters after every epoch")
+    snapshot_type: Literal["float32", "float16"] = setting("float32", "of the snapshots on disk")
+    rho: AtLeast = setting(0.0, "radius in which a flat minimum is looked for (GSAM); 0: plain SGD")
+    alpha: AtLeast = setting(0.0, "share of the gradient across that of the radius to take away")
+
+
+class Pool(PoolTraining):
+    """A pool of networks trained on the full data, of the architecture of `teachers`."""
+
+    n: Count = setting(100, "networks in the pool, a multiple of per_job")
+
+
+class Teachers(Network, Pool):
+    """Networks trained on the full data, and the architecture to distil with."""
+
+
+POOLS: dict[str, Pool] = {  # by name: the pools that methods distil from, with their defaults
+    "teachers": Teachers(width=128),
+    "aligned_teachers": Pool(n=20, epochs=4, drop_at=0.7, snapshots=True),
+    "experts": Pool(
+        epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, drop_at=1.0, snapshots=True
+    ),
+    "flat_experts": Pool(
+        lr=0.01, momentum=0.0, weight_decay=0.0, drop_at=1.0, snapshots=True, rho=0.01, alpha=0.3
+    ),
+}
+PoolName = Literal["teachers", "aligned_teachers", "experts", "flat_experts"]
