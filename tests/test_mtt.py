@@ -13,7 +13,7 @@ from apm_core import distilled, methods
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job
 from apm_core.methods.matching.mtt import MTT
-from apm_core.methods.matching.trajectory import Inner, Match, Trajectory
+from apm_core.methods.matching.trajectory import InnerTraining, Match, Trajectory
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.stages.distill import distill_shard
@@ -110,7 +110,7 @@ def test_pieces_are_epochs_of_one_expert(job, teachers):
 
 
 def test_inner_batches_are_permutations_one_after_another():
-    plan = Inner(steps=5, batch=4, strategy="crop").draw(10, torch.device("cpu"), 3)
+    plan = InnerTraining(steps=5, batch=4, strategy="crop").draw(10, torch.device("cpu"), 3)
     assert [len(step.index) for step in plan] == [4, 4, 2, 4, 4]
     assert sorted(torch.cat([s.index for s in plan[:3]]).tolist()) == list(range(10))
     assert len(torch.cat([s.index for s in plan[3:]]).unique()) == 8

@@ -16,7 +16,14 @@ from apm_core.methods.base import Job, State
 from apm_core.methods.kernel import network_pool
 from apm_core.methods.kernel import rcig as module
 from apm_core.methods.kernel.frepo import FRePo
-from apm_core.methods.kernel.implicit import Descent, Inner, Tangent, WithFeatures, regress
+from apm_core.methods.kernel.implicit import (
+    Descent,
+    InnerProblem,
+    Outcome,
+    Tangent,
+    WithFeatures,
+    regress,
+)
 from apm_core.methods.kernel.rcig import RCIG, capped, largest_rate, smoothed
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
@@ -123,7 +130,7 @@ def test_the_inner_loss_is_that_of_the_paper():
     expected = papers_loss(net, images, targets, phi) / LAM
     gradient = torch.autograd.grad(expected, phi, create_graph=True)[0]
     curvature = torch.autograd.grad(gradient @ q, phi)[0]
-    inner = Inner(Tangent(net, images), targets, LAM)
+    inner = InnerProblem(Tangent(net, images), targets, LAM)
     loss, slope = inner.slope(phi)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(slope, gradient)
@@ -143,7 +150,7 @@ def exact(net: FlatNet, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 def test_adam_reaches_the_closed_forms():
     net, images, targets = tiny_net(), random(3, 1, 4, 4), random(3, 3, seed=1)
     phi, hessian = exact(net, images, targets)
-    inner = Inner(Tangent(net, images), targets, LAM)
+    inner = InnerProblem(Tangent(net, images), targets, LAM)
     assert float(inner.slope(phi)[1].norm()) < 1e-10
     # in units of the parameters, the gradient's size does not matter
     g = 1e-6 * random(net.size, seed=4) * inner.view.free
@@ -154,10 +161,35 @@ def test_adam_reaches_the_closed_forms():
         assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
-def test_a_run_says_whether_it_fell_throughout():
+@pytest.mark.parametrize(
+    ("losses", "outcome"),
+    [
+        ([3.0, 2.0, 1.0], Outcome.FELL),
+        ([3.0, 1.0, 2.0], Outcome.BETWEEN),
+        ([3.0, 4.0, 2.0], Outcome.BETWEEN),
+        ([3.0, 2.0, 2.0], Outcome.BETWEEN),
+        ([3.0, 1.0, 3.0], Outcome.BETWEEN),
+        ([3.0, 2.0, 4.0], Outcome.DIVERGED),
+        ([3.0, 2.0, math.nan], Outcome.DIVERGED),
+        ([3.0, 2.0, math.inf], Outcome.DIVERGED),
+    ],
+)
+def test_a_run_fell_throughout_or_ended_above_its_start_or_neither(losses, outcome):
+    net = tiny_net()
+    inner, left = InnerProblem(Tangent(net, random(3, 1, 4, 4)), random(3, 3), LAM), iter(losses)
+    found = inner._adam(2, 0.1, lambda at: (torch.tensor(next(left)), torch.ones_like(at)))
+    assert found.outcome is outcome
+
+
+def test_the_rate_of_a_run_decides_how_it_goes():
     net, images, targets = tiny_net(), random(3, 1, 4, 4), random(3, 3, seed=1)
-    inner = Inner(Tangent(net, images), targets, LAM)
-    assert inner.train(10, 1e-4).falling and not inner.train(10, 3.0).falling
+    inner = InnerProblem(Tangent(net, images), targets, LAM)
+    start = float(inner.slope(torch.zeros_like(net.vector))[0])
+    outcomes = {1e-4: Outcome.FELL, 0.5: Outcome.BETWEEN, 3.0: Outcome.DIVERGED}
+    for rate, outcome in outcomes.items():
+        run = inner.train(10, rate)
+        assert run.outcome is outcome
+        assert (float(inner.slope(run.solution)[0]) > start) is (outcome is Outcome.DIVERGED)
 
 
 def objective(net: FlatNet, leaves: tuple[Tensor, ...], real: Examples) -> Tensor:
@@ -193,11 +225,11 @@ def test_with_exact_inner_solutions_the_gradient_is_that_of_finite_differences(
     state |= {"rate_inner": 0.1, "rate_hessian": 0.1}
     phi, hessian = exact(net, state["images"], state["targets"])
 
-    def divided(inner: Inner, g: Tensor, steps: int, rate: float) -> Descent:
-        return Descent(torch.linalg.solve(hessian, g), True)
+    def divided(inner: InnerProblem, g: Tensor, steps: int, rate: float) -> Descent:
+        return Descent(torch.linalg.solve(hessian, g), Outcome.FELL)
 
-    monkeypatch.setattr(Inner, "train", lambda *_: Descent(phi.clone(), True))
-    monkeypatch.setattr(Inner, "divide", divided)
+    monkeypatch.setattr(InnerProblem, "train", lambda *_: Descent(phi.clone(), Outcome.FELL))
+    monkeypatch.setattr(InnerProblem, "divide", divided)
     monkeypatch.setattr(module, "capped", lambda tensor, _: tensor)
     loss, gradients, _ = method._meta_gradient(state, 0)
 
@@ -233,7 +265,7 @@ def test_a_singular_head_is_one_line_that_names_the_setting():
         r"^methods\.rcig\.ridge: the kernel matrix of 4 distilled images is singular with .* 0:"
     )
     with pytest.raises(ConfigError, match=message):
-        Inner(Tangent(net, random(4, 1, 4, 4)), random(4, 3), 0.0)
+        InnerProblem(Tangent(net, random(4, 1, 4, 4)), random(4, 3), 0.0)
 
 
 def test_the_implicit_gradient_is_shortened_to_the_direct_one():
@@ -254,28 +286,41 @@ def test_relus_become_sharp_softplus_functions():
     torch.testing.assert_close(activation(y), (60 * y).exp().log1p() / 60)
 
 
-def test_the_rate_is_the_largest_that_falls_less_a_safety():
+@pytest.mark.parametrize("outcome", [Outcome.BETWEEN, Outcome.DIVERGED])
+def test_the_rate_is_the_largest_that_falls_less_a_safety(outcome):
     tried = []
 
     def run(rate: float) -> Descent:
         tried.append(rate)
-        return Descent(torch.zeros(1), rate < 1e-3)
+        return Descent(torch.zeros(1), Outcome.FELL if rate < 1e-3 else outcome)
 
     assert 0.7e-3 <= largest_rate(run, 1e-5) < 0.7e-3 * 1.2
     assert len(tried) <= 5 + 8  # of 1.2 alone it would take 26
     assert largest_rate(run, 0.1) == pytest.approx(0.07)
-    assert largest_rate(lambda _: Descent(torch.zeros(1), True), 1e-5) < 0.7 * 1.2
+    assert largest_rate(lambda _: Descent(torch.zeros(1), Outcome.FELL), 1e-5) < 0.7 * 1.2
 
 
-@pytest.mark.parametrize(("falling", "factor"), [(35, 1.05), (34, 0.9)])
-def test_the_inner_rate_follows_how_its_runs_fare(job, falling, factor):
+@pytest.mark.parametrize(
+    ("fell", "diverged", "factor"),
+    [
+        (50, 0, 1.05),
+        (35, 14, 1.05),
+        (34, 0, 1.0),  # neither enough fell nor did too many diverge
+        (0, 14, 1.0),
+        (0, 15, 0.9),
+        (35, 15, 0.9),
+    ],
+)
+def test_the_inner_rate_follows_how_its_runs_fare(job, fell, diverged, factor):
     method = rcig()
     method.attach(job)
-    state: State = {"rate_inner": 1.0, "falling": 0}
-    for index in range(50):
+    state: State = {"rate_inner": 1.0, "fell": 0, "diverged": 0}
+    outcomes = [Outcome.FELL] * fell + [Outcome.DIVERGED] * diverged
+    outcomes += [Outcome.BETWEEN] * (50 - len(outcomes))
+    for index, outcome in enumerate(outcomes):
         assert state["rate_inner"] == 1.0
-        method._adapt(state, index, index < falling)
-    assert state == {"rate_inner": factor, "falling": 0}
+        method._adapt(state, index, outcome)
+    assert state == {"rate_inner": factor, "fell": 0, "diverged": 0}
 
 
 def test_a_round_moves_what_is_learned_by_adabelief_and_averages_it(job):
@@ -367,6 +412,37 @@ def test_flips_count_for_the_regression_but_not_for_its_ridge(job):
     assert torch.equal(images[10:], state["images"][..., range(7, -1, -1)])
     assert torch.equal(targets, state["targets"].repeat(2, 1))
     assert method._lam(state) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("segment", [None, 3])
+def test_a_network_learns_from_the_images_and_with_flips_from_mirrored_ones_too(
+    digits, cpu, monkeypatch, flip, segment
+):
+    given = Job(digits, None, cpu, ipc=1, shard=0, rounds=8, seed=7, network=TINY, segment=segment)
+    method = rcig(flip=flip, networks=1)
+    method.attach(given)
+    method.net = net = tiny_net()
+    before = net.vector.detach().clone()
+    zeros = torch.zeros(1, net.size, dtype=torch.float64)
+    state = {"vectors": before[None].clone(), "buffers": torch.zeros(1, 0)}
+    state |= {"vectors_first": zeros.clone(), "vectors_second": zeros.clone()}
+    state |= {"vectors_count": torch.zeros(1, dtype=torch.float64)}
+    state |= {"ages": torch.zeros(1, dtype=torch.int64)}
+    images, targets = random(4, 1, 4, 4), random(4, 3, seed=1)
+    monkeypatch.setattr(module, "NETWORK_STEPS", 1)
+    method._train(images, targets, state, 0, 0)
+
+    theta = before.clone().requires_grad_()
+    errors = []
+    for image, target in zip(images, targets, strict=True):
+        mirrored = torch.stack([image[..., column] for column in (3, 2, 1, 0)], dim=-1)
+        for seen in (image, mirrored) if flip else (image,):
+            errors.append(0.5 * (net.at(theta, seen[None])[1][0] - target).square().sum())
+    gradient = torch.autograd.grad(sum(errors) / len(errors), theta)[0]
+    torch.testing.assert_close(state["vectors_first"][0], 0.1 * gradient)
+    expected = before - method.lr_network * gradient / (gradient.abs() + 1e-8)
+    torch.testing.assert_close(state["vectors"][0], expected)
 
 
 def test_the_error_falls(job):

@@ -19,7 +19,7 @@ from torch.func import grad_and_value
 from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
 from apm_core.methods.kernel import network_pool
 from apm_core.methods.matching.experts import figures_of, inner_training
-from apm_core.methods.matching.trajectory import End, Inner
+from apm_core.methods.matching.trajectory import End, InnerTraining
 from apm_core.runtime import streams
 from apm_core.training.inference import forward_flops
 from apm_core.training.losses import soft_ce
@@ -63,7 +63,7 @@ class BPTT(Method):
         self.rates = {"images": lr_images, "targets": lr_labels, "log_rate": lr_rate}
         self.rate, self.before, self.batch_real = rate, before, batch_real
         self.window = window
-        self.inner = Inner(before + window, batch, recipe.augment)
+        self.inner = InnerTraining(before + window, batch, recipe.augment)
 
     def init(self, job: Job) -> State:
         """Real images with the labels of their classes, and the rate."""
@@ -119,9 +119,9 @@ class BPTT(Method):
             by_log_rate = found.rate * state["log_rate"].exp()
             gradients = (found.images, found.targets, by_log_rate)
             for name, gradient in zip(self.rates, gradients, strict=True):
-                moved, memory = state[name].clone(), network_pool.moments(state, name)
-                adam_(moved, gradient, memory, self.rates[name])
-                state |= {name: moved, **network_pool.remembered(name, memory)}
+                moved, moments = state[name].clone(), network_pool.tensor_moments(state, name)
+                adam_(moved, gradient, moments, self.rates[name])
+                state |= {name: moved, **network_pool.remembered(name, moments)}
         return {**figures, "rate": float(state["log_rate"].exp())}
 
     def finish(self, state: State) -> Shard:

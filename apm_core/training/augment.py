@@ -6,8 +6,9 @@ of operations is drawn per call and applied to the whole batch; its parameters a
 Drawing and applying are separate, so that a second pass can replay exactly what the first one did.
 The fill value is 0, the data mean of the working space.
 
-Deviation: grids use `align_corners=True`, as the trajectory-matching and APM code bases do; the
-    original uses False.
+Grids use `align_corners=True`, as the trajectory-matching and APM code bases do, where the original
+uses False. That is no deviation: images are square and their maps linear about the centre, for
+which grid and sampling with either value are the same.
 """
 
 import math

@@ -9,9 +9,11 @@ place, and as the members of the pool begin at different ages, it holds networks
 
 Deviations from the published code: named random streams; the real batch of a round is drawn anew
 instead of walking through epochs; the ridge regression runs in float64, for the published jitter
-is below the rounding of float32; the distilled set is that of the last round, not the best of many
-looks at the test split; the set is trained on with siamese augmentation's groups, one per batch,
-not with FRePo's own, and its rate changes from pass to pass, not from step to step.
+is below the rounding of float32; batch norm's running variance averages the unbiased variance of a
+batch, as torch has it, where flax averages the biased one; the distilled set is that of the last
+round, not the best of many looks at the test split; the set is trained on with siamese
+augmentation's groups, one per batch, not with FRePo's own, and its rate changes from pass to pass,
+not from step to step.
 """
 
 import math
@@ -115,9 +117,9 @@ class FRePo(Method):
             return figures
         moved = {}
         for name, gradient in (("images", by_images), ("targets", by_targets)):
-            moved[name], memory = state[name].clone(), network_pool.moments(state, name)
-            lamb_(moved[name], gradient, memory, rate)
-            moved |= network_pool.remembered(name, memory)
+            moved[name], moments = state[name].clone(), network_pool.tensor_moments(state, name)
+            lamb_(moved[name], gradient, moments, rate)
+            moved |= network_pool.remembered(name, moments)
         if int(state["ages"][member]) > self.lifetime:
             network_pool.replace(state, member, self.build, *stream)
             state["ages"][member] = 0
@@ -173,10 +175,10 @@ class FRePo(Method):
         """One step of the network in memory on the distilled set, and back with it to the pool."""
         order = torch.randperm(len(images), generator=streams.generator(*stream, "network batch"))
         chosen = order[:LARGEST_BATCH].to(images.device)
-        memory, net = network_pool.member_moments(state, member), self.net
+        moments, net = network_pool.member_moments(state, member), self.net
         parts = images[chosen], targets[chosen]
-        network_pool.train(net, net.module, *parts, memory, self.lr_network, self.job)
-        network_pool.store(state, member, net, memory)
+        network_pool.train(net, net.module, *parts, moments, self.lr_network, self.job)
+        network_pool.store(state, member, net, moments)
         state["ages"][member] += 1
 
 

@@ -16,6 +16,7 @@ factor changes neither the solution nor the implicit gradient.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 
 import torch
@@ -80,15 +81,30 @@ class Tangent:
         return torch.autograd.grad(of, by, weights, retain_graph=True, create_graph=graph)[0]
 
 
+class Outcome(Enum):
+    """How what is minimised fared in some steps."""
+
+    FELL = "fell"  # in every step
+    BETWEEN = "between"  # rose in a step, and ended at its start or below
+    DIVERGED = "diverged"  # ended above its start, or not finite
+
+    @classmethod
+    def of(cls, losses: Tensor) -> "Outcome":
+        """That of the losses (steps + 1,) from the start to the end."""
+        if bool((losses.diff() < 0).all()):
+            return cls.FELL
+        return cls.BETWEEN if bool(losses[-1] <= losses[0]) else cls.DIVERGED
+
+
 @dataclass(frozen=True)
 class Descent:
-    """Where some steps of Adam ended."""
+    """Where some steps of Adam ended, and how they went."""
 
     solution: Tensor  # (P,)
-    falling: bool  # every step lowered what is minimised
+    outcome: Outcome
 
 
-class Inner:
+class InnerProblem:
     """The inner problem of one network on its view of the images, and targets (N, C).
 
     `lam` is the lambda of the ridge regression. Raises ConfigError when its system is singular.
@@ -128,7 +144,7 @@ class Inner:
             return (0.5 * product - unit) @ q, product - unit
 
         found = self._adam(steps, rate, slope)
-        return Descent(found.solution * scale, found.falling)
+        return Descent(found.solution * scale, found.outcome)
 
     def _adam(
         self, steps: int, rate: float, slope: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -140,7 +156,7 @@ class Inner:
             losses.append(loss)
             adam_(at, gradient, moments, rate)
         losses.append(slope(at)[0])
-        return Descent(at, bool((torch.stack(losses).diff() < 0).all()))
+        return Descent(at, Outcome.of(torch.stack(losses)))
 
     def _solve(self, rest: Tensor) -> Tensor:
         return torch.cholesky_solve(rest.double(), self.factor).to(rest.dtype)

@@ -50,11 +50,11 @@ def load(state: State, member: int, net: FlatNet) -> None:
         buffer.copy_(piece.view_as(buffer))
 
 
-def store(state: State, member: int, net: FlatNet, memory: Moments) -> None:
+def store(state: State, member: int, net: FlatNet, moments: Moments) -> None:
     """Keep `net` with its moments as `member`."""
     state["vectors"][member].copy_(net.vector)
     state["buffers"][member].copy_(flat_buffers(net.module))
-    for key, value in vars(memory).items():
+    for key, value in vars(moments).items():
         state[f"vectors_{key}"][member].copy_(value)
 
 
@@ -63,7 +63,7 @@ def train(
     logits: Callable[[Tensor], Tensor],
     images: Tensor,
     targets: Tensor,
-    memory: Moments,
+    moments: Moments,
     rate: float,
     job: Job,
 ) -> None:
@@ -81,7 +81,7 @@ def train(
         share = len(part) / len(images)
         (share * half_mse(found.to(net.vector.dtype), wanted)).backward()
     net.module.eval()
-    adam_(net.vector, net.grad, memory, rate)
+    adam_(net.vector, net.grad, moments, rate)
 
 
 def remembered(name: str, found: Moments) -> State:
@@ -89,7 +89,7 @@ def remembered(name: str, found: Moments) -> State:
     return {f"{name}_{key}": value for key, value in vars(found).items()}
 
 
-def moments(state: State, name: str) -> Moments:
+def tensor_moments(state: State, name: str) -> Moments:
     """A copy of the moments of the state's tensor `name`."""
     return Moments(*(state[f"{name}_{key}"].clone() for key in ("first", "second", "count")))
 

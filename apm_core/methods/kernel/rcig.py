@@ -9,10 +9,14 @@ steps. The distilled set is a moving average of all rounds.
 
 Deviations from the published code: named random streams; all is computed in float32 at least, the
 systems of the head in float64; the tangent parameters start from zero in every round; the
-Hessian's rate is in units of the gradient; the search for both inner rates begins in leaps;
-AdaBelief as in its paper; the regression always sees the whole set, not a random part of it (only
-the real images pass in segments); the set is trained on with siamese augmentation's groups, and its
-rate changes from pass to pass.
+Hessian's rate is in units of the gradient; the kernel of the head is no unknown of the Hessian's
+system: both products with the Jacobian mask it, so that its entries of phi and q stay zero; Adam is
+that of its paper, which counts its steps from one in every run and adds an epsilon of 1e-8 to the
+corrected root, and its inner loss is larger by n C / lambda (`implicit.py`), which only that
+epsilon feels; the search for both inner rates begins in leaps; AdaBelief as in its paper; the
+regression always sees the whole set, not a random part of it (only the real images pass in
+segments); the set is trained on with siamese augmentation's groups, and its rate changes from pass
+to pass.
 """
 
 from collections.abc import Callable
@@ -36,7 +40,8 @@ from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.kernel.frepo import LARGEST_BATCH, centred
 from apm_core.methods.kernel.implicit import (
     Descent,
-    Inner,
+    InnerProblem,
+    Outcome,
     Tangent,
     WithFeatures,
     implicit_part,
@@ -52,7 +57,8 @@ LEAST_RATES = {"inner": 1e-5, "hessian": 5e-5}  # where the search for a rate be
 LARGEST_RATE = 1.0
 LEAP, FASTER, SAFER = 4.0, 1.2, 0.7  # factors of the search
 WINDOW = 50  # rounds between two changes of the inner rate
-ENOUGH = 0.7  # share of falling runs from which on it rises; below, it shrinks
+ENOUGH, FASTER_INNER = 0.7, 1.05  # share of its runs that fell from which on it rises
+TOO_MANY, SLOWER_INNER = 0.29, 0.9  # share of its runs that diverged from which on it shrinks
 NETWORK_STEPS = 15  # at most, between two uses of a network
 
 
@@ -66,7 +72,8 @@ class RCIG(Method):
         lr_temperature: of the logarithm of the temperature (AdaBelief).
         batch_real: real images in a round.
         ridge: lambda of the head, per distilled image.
-        flip: the linearised networks see mirrored copies of the images too.
+        flip: the linearised networks see mirrored copies of the images too, with the same labels,
+            and the pool learns from them.
         inner_steps: of Adam, for the body and for the Hessian's system.
         softplus: sharpness of the softplus in place of ReLU while distilling; None: ReLU.
         networks: in the pool.
@@ -115,7 +122,7 @@ class RCIG(Method):
             f"{name}_average": torch.zeros_like(state[name]) for name in ("images", "targets")
         }
         state |= network_pool.fresh_pool(self.build, self.networks, *job.stream)
-        state |= {"ages": torch.zeros(self.networks, dtype=torch.int64), "falling": 0}
+        state |= {"ages": torch.zeros(self.networks, dtype=torch.int64), "fell": 0, "diverged": 0}
         return self._with_rates(settled(state, self, job))
 
     def attach(self, job: Job) -> None:
@@ -132,7 +139,7 @@ class RCIG(Method):
         random = streams.generator(*stream, "member")
         member = int(torch.randint(self.networks, (), generator=random))
         network_pool.load(state, member, self.net)
-        loss, gradients, falling = self._meta_gradient(state, *stream)
+        loss, gradients, outcome = self._meta_gradient(state, *stream)
         size = torch.stack([gradient.norm() for gradient in gradients]).norm()
         figures = {"loss": float(loss), "gradient": float(size), "lr_inner": state["rate_inner"]}
         figures["lr_images"] = self.rates["images"]
@@ -140,15 +147,15 @@ class RCIG(Method):
             return figures
         moved = {}
         for name, gradient in zip(LEARNED, gradients, strict=True):
-            moved[name], memory = state[name].clone(), network_pool.moments(state, name)
-            adabelief_(moved[name], gradient, memory, self.rates[name])
-            moved |= network_pool.remembered(name, memory)
+            moved[name], moments = state[name].clone(), network_pool.tensor_moments(state, name)
+            adabelief_(moved[name], gradient, moments, self.rates[name])
+            moved |= network_pool.remembered(name, moments)
         for name in ("images", "targets"):
             kept = self.average * state[f"{name}_average"]
             moved[f"{name}_average"] = kept + (1 - self.average) * moved[name]
         self._train(moved["images"], moved["targets"], state, member, *stream)
         state |= moved
-        self._adapt(state, index, falling)
+        self._adapt(state, index, outcome)
         return figures
 
     def finish(self, state: State) -> Shard:
@@ -162,15 +169,15 @@ class RCIG(Method):
 
     def _meta_gradient(
         self, state: State, *stream: streams.Key
-    ) -> tuple[Tensor, tuple[Tensor, ...], bool]:
-        """The error on real images and its gradients in what is learned; and whether the inner
-        training fell throughout.
+    ) -> tuple[Tensor, tuple[Tensor, ...], Outcome]:
+        """The error on real images and its gradients in what is learned; and how the inner
+        training went.
         """
         leaves = tuple(state[name].detach().requires_grad_() for name in LEARNED)
         images, targets, temperature = leaves
         seen, labels = self._mirrored(images, targets)
         view, lam = Tangent(self.net, seen), self._lam(state)
-        inner = Inner(view, labels, lam)
+        inner = InnerProblem(view, labels, lam)
         trained = inner.train(self.inner_steps, state["rate_inner"])
         phi = trained.solution.requires_grad_()
         solved, head = regress(view, phi, labels, lam)
@@ -186,7 +193,7 @@ class RCIG(Method):
         implicit = torch.autograd.grad(implicit_part(view, q, solved), (images, targets))
         pairs = zip(direct, implicit, strict=False)  # the temperature has no implicit gradient
         total = [d + capped(i, float(d.norm())) for d, i in pairs]
-        return loss.detach(), (*total, direct[-1]), trained.falling
+        return loss.detach(), (*total, direct[-1]), trained.outcome
 
     def _seen(self, real: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) of real images and their J phi (B, C), a leaf; in segments."""
@@ -208,7 +215,7 @@ class RCIG(Method):
         return tensor.split(self.job.segment or len(tensor))
 
     def _mirrored(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The set as the linearised network sees it."""
+        """The set as the networks see it."""
         if not self.flip:
             return images, targets
         return torch.cat([images, images.flip(-1)]), torch.cat([targets, targets])
@@ -222,15 +229,16 @@ class RCIG(Method):
         """Some steps of the network in memory on the distilled set, and back with it to the pool;
         or a fresh one in its place.
         """
+        images, targets = self._mirrored(images, targets)
         random = streams.generator(*stream, "network")
         steps = int(torch.randint(1, NETWORK_STEPS + 1, (), generator=random))
-        memory, net = network_pool.member_moments(state, member), self.net
+        moments, net = network_pool.member_moments(state, member), self.net
         for _ in range(steps):
             order = torch.randperm(len(images), generator=random)
             chosen = order[:LARGEST_BATCH].to(images.device)
             parts = images[chosen], targets[chosen]
-            network_pool.train(net, net.module.network, *parts, memory, self.lr_network, self.job)
-        network_pool.store(state, member, net, memory)
+            network_pool.train(net, net.module.network, *parts, moments, self.lr_network, self.job)
+        network_pool.store(state, member, net, moments)
         state["ages"][member] += steps
         if int(state["ages"][member]) >= self.lifetime:
             network_pool.replace(state, member, self.build, *stream)
@@ -240,7 +248,7 @@ class RCIG(Method):
         """The state with the largest rates at which the inner problems fall throughout."""
         network_pool.load(state, 0, self.net)
         images, targets = self._mirrored(state["images"], state["targets"])
-        inner = Inner(Tangent(self.net, images), targets, self._lam(state))
+        inner = InnerProblem(Tangent(self.net, images), targets, self._lam(state))
         _, slope = inner.slope(torch.zeros_like(self.net.vector))
         state["rate_inner"] = largest_rate(
             lambda rate: inner.train(self.inner_steps, rate), LEAST_RATES["inner"]
@@ -250,23 +258,30 @@ class RCIG(Method):
         )
         return state
 
-    def _adapt(self, state: State, index: int, falling: bool) -> None:
-        """Change the inner rate after every window by how many of its runs fell throughout."""
-        state["falling"] += int(falling)
+    def _adapt(self, state: State, index: int, outcome: Outcome) -> None:
+        """Change the inner rate after every window by how its runs went.
+
+        It shrinks when too many diverged, rises when enough fell and not too many diverged, and
+        stays otherwise.
+        """
+        state["fell"] += int(outcome is Outcome.FELL)
+        state["diverged"] += int(outcome is Outcome.DIVERGED)
         if (index + 1) % WINDOW:
             return
-        share = state["falling"] / WINDOW
-        state["rate_inner"] *= 1.05 if share >= ENOUGH else 0.9
-        state["falling"] = 0
+        if state["diverged"] / WINDOW >= TOO_MANY:
+            state["rate_inner"] *= SLOWER_INNER
+        elif state["fell"] / WINDOW >= ENOUGH:
+            state["rate_inner"] *= FASTER_INNER
+        state["fell"] = state["diverged"] = 0
 
 
 def largest_rate(run: Callable[[float], Descent], rate: float) -> float:
     """The rate, raised as long as runs with it fall throughout, in leaps at first, and then lowered
     for safety.
     """
-    while rate * LEAP < LARGEST_RATE and run(rate * LEAP).falling:
+    while rate * LEAP < LARGEST_RATE and run(rate * LEAP).outcome is Outcome.FELL:
         rate *= LEAP
-    while rate < LARGEST_RATE and run(rate).falling:
+    while rate < LARGEST_RATE and run(rate).outcome is Outcome.FELL:
         rate *= FASTER
     return rate * SAFER
 

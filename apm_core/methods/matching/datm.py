@@ -17,7 +17,7 @@ the logits of one expert, right or wrong).
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
 from apm_core.methods.matching.experts import Experts, Outer, figures_of, inner_training
-from apm_core.methods.matching.trajectory import Inner
+from apm_core.methods.matching.trajectory import InnerTraining
 from apm_core.methods.shared.recognised import correct_logits, correct_shard
 from apm_core.training.losses import soft_ce
 from apm_core.training.recipe import Recipe
@@ -80,7 +80,7 @@ class DATM(Method):
                 f" and start_below: {start_below} leave no epoch to start from: the first must be"
                 " below the second, and the second at most the third"
             )
-        self.inner = Inner(steps, batch, recipe.augment)
+        self.inner = InnerTraining(steps, batch, recipe.augment)
         self.outer = Outer(lr_images, momentum_images, rate, lr_rate)
         self.lr_labels, self.momentum_labels = lr_labels, momentum_labels
         self.expert_epochs, self.exact, self.start = expert_epochs, exact, start

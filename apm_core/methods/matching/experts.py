@@ -10,7 +10,7 @@ from torch import Tensor
 from apm_core.errors import ConfigError
 from apm_core.methods import entry
 from apm_core.methods.base import Job, Method, State, move_images
-from apm_core.methods.matching.trajectory import Inner, Loss, Match, Trajectory
+from apm_core.methods.matching.trajectory import InnerTraining, Loss, Match, Trajectory
 from apm_core.runtime import memory, streams
 
 LEAST_RATE = 0.01  # of the rate at the start
@@ -50,7 +50,7 @@ class Experts:
 
 
 def inner_training(
-    job: Job, inner: Inner, loss: Loss, *, exact: bool = True, learn_targets: bool = False
+    job: Job, inner: InnerTraining, loss: Loss, *, exact: bool = True, learn_targets: bool = False
 ) -> Trajectory:
     """The training on the distilled images that is differentiated in every round of a job."""
     batch = inner.batch or job.ipc * job.spec.shape.classes

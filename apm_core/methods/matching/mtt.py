@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
 from apm_core.methods.matching.experts import Experts, Outer, figures_of, inner_training
-from apm_core.methods.matching.trajectory import Inner
+from apm_core.methods.matching.trajectory import InnerTraining
 from apm_core.training.recipe import Recipe
 
 
@@ -58,7 +58,7 @@ class MTT(Method):
         super().__init__(name=name)
         loss, chosen = "soft_ce" if soft_labels else "ce", str(soft_labels).lower()
         require_loss(self.key("recipe.loss"), recipe, loss, f"soft_labels: {chosen}")
-        self.inner = Inner(steps, batch, recipe.augment)
+        self.inner = InnerTraining(steps, batch, recipe.augment)
         self.outer = Outer(lr_images, momentum_images, rate, lr_rate)
         self.expert_epochs, self.start_below = expert_epochs, start_below
         self.exact, self.soft_labels = exact, soft_labels

@@ -35,7 +35,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Inner:
+class InnerTraining:
     """The training of a network on the distilled images."""
 
     steps: int  # N
