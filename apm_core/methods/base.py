@@ -1,24 +1,27 @@
-"""The contract of a distillation method. The loop around it (rounds, resume, divergence) is in
-`distill.py`.
+"""The contract of a distillation method.
+
+A method says where its images (labels, learning rate) should go; the house moves them
+(`movers.py`), saves and resumes, guards against divergence and full memory (`stages/distill.py`).
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from apm_core.data.prepared import PreparedData
 from apm_core.errors import ConfigError
+from apm_core.methods.movers import Mover, Rows, State
 from apm_core.nets.spec import Spec
 from apm_core.runtime.device import Compute
+from apm_core.runtime.resume import Resume
+from apm_core.runtime.run import Progress, silent
+from apm_core.settings.method import MethodSettings
 from apm_core.training.recipe import Recipe
 from apm_core.training.teacher_pool import TeacherPool
-
-State = dict[str, Any]  # tensors and numbers: all that a later round depends on
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Job:
 
     `segment` is the number of images that pass through a network at once in the image update, and
     `home` where the images of the whole shard live between the rounds; both decide memory and
-    speed, not the result.
+    speed, not the result. `progress` and `resume` are for one-shot methods: rounds have theirs.
     """
 
     data: PreparedData
@@ -41,6 +44,8 @@ class Job:
     home: torch.device | None = None  # None: the device
     network: Spec | None = None  # None: that of the pool
     limit: int | None = None  # bytes of the device that the job may take; None: all
+    progress: Progress = silent
+    resume: Resume | None = None
 
     @property
     def stream(self) -> tuple[int, str, int]:
@@ -76,18 +81,53 @@ class Shard:
     rate: float | None = None  # learned learning rate; None: the recipe's
 
 
-class Method(ABC):
-    """One way to distil a set. Constructors take the settings of the method as plain keywords, and
-    the name it goes by in the config, for messages: one class may serve several.
+@dataclass(frozen=True)
+class Update:
+    """What a round found out: where to move, and figures to show."""
 
-    Attributes: at_home, the names of the state's tensors that are as large as the whole shard and
-    live in `job.home`; all others live on the device.
+    figures: dict[str, float]  # all finite unless the method diverged
+    gradients: Mapping[str, Tensor | Rows] = field(default_factory=dict)  # by name in the state
+    # what follows once all has moved: it changes the state that it is given
+    then: Callable[[State], None] | None = None
+
+
+class OneShot(ABC):
+    """A method without rounds: it selects, or makes, all images at once.
+
+    Args:
+        settings: of the method.
+        name: of the method in the config, for messages: one class may serve several.
+        recipe: how the set is trained on; None where no network runs.
     """
 
-    at_home: frozenset[str] = frozenset()
+    def __init__(self, settings: MethodSettings, *, name: str, recipe: Recipe | None) -> None:
+        self.settings, self.name, self.recipe = settings, name, recipe
 
-    def __init__(self, *, name: str) -> None:
-        self.name = name
+    def key(self, option: str) -> str:
+        """The key of one of the method's settings in the config."""
+        return f"methods.{self.name}.{option}"
+
+    @abstractmethod
+    def make(self, job: Job) -> Shard:
+        """The images of a shard."""
+
+
+class Method(ABC):
+    """A method that distils in rounds.
+
+    Args:
+        settings: of the method.
+        name: of the method in the config, for messages: one class may serve several.
+        recipe: how the set is trained on, and students with it.
+
+    Attributes: movers, how each tensor of the state moves that `step` gives a gradient for.
+    """
+
+    movers: Mapping[str, Mover]
+
+    def __init__(self, settings: MethodSettings, *, name: str, recipe: Recipe) -> None:
+        self.settings, self.name, self.recipe = settings, name, recipe
+        self.movers = {}
 
     def key(self, option: str) -> str:
         """The key of one of the method's settings in the config."""
@@ -95,23 +135,49 @@ class Method(ABC):
 
     @abstractmethod
     def init(self, job: Job) -> State:
-        """The state before round 0. Prepare here what the rounds share; keep in the state what they
-        change.
-        """
-
-    @abstractmethod
-    def step(self, state: State, index: int) -> dict[str, float]:
-        """Do round `index`, changing `state`; returns figures to show, all finite unless the method
-        diverged.
-
-        Only `state`, the job and `index` may decide the outcome: a run that resumes here must give
-        the same bits. A round that runs out of memory is done again with smaller segments, so the
-        images must not move before all is computed.
+        """The state before round 0, attached: what rounds change. What they share and only read is
+        prepared in `attach`, which this calls.
         """
 
     @abstractmethod
     def attach(self, job: Job) -> None:
-        """Prepare for `step` with a state that comes from a resume file; `init` calls it too."""
+        """Prepare for `step` with a state that comes from `init` or from a resume file."""
+
+    @abstractmethod
+    def step(self, state: State, index: int) -> Update:
+        """Find out where round `index` moves what the method learns.
+
+        Only `state`, the job and `index` may decide the outcome: a run that resumes here must give
+        the same bits. A round that runs out of memory is done again with smaller segments, so the
+        state must stay as it is until all is computed; caches of a period may be put into it.
+        """
+
+    def finish(self, state: State) -> Shard:
+        """The distilled images."""
+        images = self.movers["images"].product(state, "images")
+        return Shard(images.cpu(), state["classes"].cpu())
+
+    def start(self, job: Job) -> State:
+        """The state before round 0, with what the movers remember."""
+        state = self.init(job)
+        for name, mover in self.movers.items():
+            state |= mover.start(name, state[name])
+        return self.placed(state, job)
+
+    def round(self, state: State, index: int) -> dict[str, float]:
+        """Do round `index`, changing `state`; returns its figures. Nothing moves when one of them
+        is not finite.
+        """
+        update = self.step(state, index)
+        rates = {f"lr_{name}": self.movers[name].rate_at(index) for name in update.gradients}
+        if are_finite(update.figures):
+            moved = dict(state)
+            for name, gradient in update.gradients.items():
+                moved |= self.movers[name].move(moved, name, gradient, index)
+            if update.then:
+                update.then(moved)
+            state |= moved
+        return {**update.figures, **rates}
 
     def rehearse(self, state: State, clock: Callable[[], float]) -> tuple[int, float]:
         """Do once what takes the memory and the time of a round, leaving `state` alone.
@@ -120,25 +186,24 @@ class Method(ABC):
         """
         copy = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
         started = clock()
-        self.step(copy, 0)
+        self.round(copy, 0)
         return len(state["images"]), clock() - started
 
-    def finish(self, state: State) -> Shard:
-        """The distilled images."""
-        return Shard(state["images"].cpu(), state["classes"].cpu())
+    def placed(self, state: State, job: Job) -> State:
+        """The state with each tensor where it lives during the rounds."""
+        device = job.compute.device
+        at_home = tuple(name for name, mover in self.movers.items() if mover.at_home)
+
+        def place(key: str) -> torch.device:
+            mine = any(key == name or key.startswith(f"{name}_") for name in at_home)
+            return (job.home or device) if mine else device
+
+        return {k: v.to(place(k)) if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
 def are_finite(figures: dict[str, float]) -> bool:
-    """Whether a round went well. A round that did not leaves the state as it was: the loop reports
-    the figures.
-    """
+    """Whether a round went well."""
     return all(map(math.isfinite, figures.values()))
-
-
-def move_images(state: State, gradient: Tensor, *, rate: float, momentum: float) -> None:
-    """One step of SGD with momentum on all images of the state."""
-    state["velocity"] = momentum * state["velocity"] + gradient
-    state["images"] = state["images"] - rate * state["velocity"]
 
 
 def require_loss(key: str, recipe: Recipe, loss: str, labels: str) -> None:
@@ -160,12 +225,3 @@ def require_batch(key: str, batch: int | None, images: Tensor) -> None:
             f"{key}: {batch} is more than the {len(images)} images of a shard: lower it, or set it"
             " to null for all images"
         )
-
-
-def settled(state: State, method: Method, job: Job) -> State:
-    """The state with each tensor where it lives during the rounds."""
-    home, device = job.home or job.compute.device, job.compute.device
-    return {
-        k: v.to(home if k in method.at_home else device) if isinstance(v, Tensor) else v
-        for k, v in state.items()
-    }

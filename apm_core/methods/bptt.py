@@ -16,74 +16,63 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value
 
-from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
-from apm_core.methods.kernel import network_pool
+from apm_core.methods.base import Job, Method, Shard, Update, require_batch, require_loss
 from apm_core.methods.matching.experts import figures_of, inner_training
 from apm_core.methods.matching.trajectory import End, InnerTraining
+from apm_core.methods.movers import Adam, State
 from apm_core.runtime import streams
+from apm_core.settings.methods.bptt import BPTTSettings
 from apm_core.training.inference import forward_flops
 from apm_core.training.losses import soft_ce
-from apm_core.training.optimizers import Moments, adam_
 from apm_core.training.recipe import Recipe
 
 START_LOGIT = 4.0  # of an image's own class, the others begin at 0
 
 
 class BPTT(Method):
-    """The method of one shard.
+    """Moves images, labels and learning rate along the gradient through a training on them.
 
-    Args:
-        name: of the method in the config.
-        recipe: its augmentation is that of the inner training; its loss is soft_ce.
-        lr_images, lr_labels, lr_rate: of Adam for images, label logits, and the logarithm of the
-            learning rate.
-        rate: of the inner training at the start.
-        before: at most so many steps come before the window, drawn anew in each round.
-        window: steps that are differentiated.
-        batch: images of an inner step; None: all of the shard.
-        batch_real: real images that judge the trained network.
+    The recipe's augmentation is that of the inner training; its loss is soft_ce.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        recipe: Recipe,
-        lr_images: float,
-        lr_labels: float,
-        lr_rate: float,
-        rate: float,
-        before: int,
-        window: int,
-        batch: int | None,
-        batch_real: int,
-    ) -> None:
-        super().__init__(name=name)
+    def __init__(self, settings: BPTTSettings, *, name: str, recipe: Recipe) -> None:
+        super().__init__(settings, name=name, recipe=recipe)
         require_loss(self.key("recipe.loss"), recipe, "soft_ce", "learned labels")
-        self.rates = {"images": lr_images, "targets": lr_labels, "log_rate": lr_rate}
-        self.rate, self.before, self.batch_real = rate, before, batch_real
-        self.window = window
-        self.inner = InnerTraining(before + window, batch, recipe.augment)
+        self.inner = InnerTraining(
+            settings.before + settings.window, settings.batch, recipe.augment
+        )
+        self.movers = {
+            "images": Adam(settings.lr_images),
+            "targets": Adam(settings.lr_labels),
+            "log_rate": Adam(settings.lr_rate),
+        }
 
     def init(self, job: Job) -> State:
         """Real images with the labels of their classes, and the rate."""
         images, classes = job.real_images()
-        require_batch(self.key("batch"), self.inner.batch, images)
+        require_batch(self.key("batch"), self.settings.batch, images)
         self.attach(job)
-        return self.begin(images, classes)
+        return self.state_of(images, classes)
 
-    def begin(self, images: Tensor, classes: Tensor) -> State:
-        """The state of images (N, C, H, W) of `classes` (N,) at rest, on the device."""
+    def state_of(self, images: Tensor, classes: Tensor) -> State:
+        """The state of images (N, C, H, W) of `classes` (N,), on the device."""
         images = images.to(self.job.compute.device)
         own = F.one_hot(classes, self.job.spec.shape.classes)
-        state: State = {
+        return {
             "images": images,
             "targets": START_LOGIT * own.to(images),
-            "log_rate": torch.tensor(self.rate).log().to(images),
+            "log_rate": torch.tensor(self.settings.rate).log().to(images),
+            "classes": classes,
         }
-        for name in self.rates:
-            state |= network_pool.remembered(name, Moments.at_rest(state[name]))
-        return state | {"classes": classes}
+
+    def begin(self, images: Tensor, classes: Tensor) -> State:
+        """`state_of` with what the movers remember, for another method's last rounds."""
+        state = self.state_of(images, classes)
+        return state | {
+            key: value
+            for name, mover in self.movers.items()
+            for key, value in mover.start(name, state[name]).items()
+        }
 
     def attach(self, job: Job) -> None:
         """Hold the real images, and compile what is done in every round."""
@@ -100,29 +89,23 @@ class BPTT(Method):
             return grad_and_value(value)(theta, images, classes)
 
         flops = 3.0 * forward_flops(net, job.spec.shape.image, compute)
-        flops *= job.rounds * self.batch_real
+        flops *= job.rounds * self.settings.batch_real
         self.judge = compute.compiled(judge, flops=flops, steps=job.rounds, fuses=net.fuses)
 
-    def step(self, state: State, index: int) -> dict[str, float]:
-        """Train a fresh network, judge it, and move all that it was trained with."""
+    def step(self, state: State, index: int) -> Update:
+        """Train a fresh network, and judge it on real images."""
         stream, images = (*self.job.stream, index), state["images"]
         steps = self.inner.draw(len(images), images.device, *stream)
         random = streams.generator(*stream, "window")
-        first = int(torch.randint(self.before + 1, (), generator=random))
-        given = (images, state["targets"], state["log_rate"].exp())
+        first = int(torch.randint(self.settings.before + 1, (), generator=random))
+        trained_with = (images, state["targets"], state["log_rate"].exp())
         start = self.job.spec.fresh(*stream, "network").to(images)
-        start = self.training.train(start, steps[:first], *given)[-1]
-        window = steps[first : first + self.window]
-        found = self.training.differentiate(start, self._end(*stream), window, *given)
-        figures = {**figures_of(found), "lr_images": self.rates["images"]}
-        if are_finite(figures):
-            by_log_rate = found.rate * state["log_rate"].exp()
-            gradients = (found.images, found.targets, by_log_rate)
-            for name, gradient in zip(self.rates, gradients, strict=True):
-                moved, moments = state[name].clone(), network_pool.tensor_moments(state, name)
-                adam_(moved, gradient, moments, self.rates[name])
-                state |= {name: moved, **network_pool.remembered(name, moments)}
-        return {**figures, "rate": float(state["log_rate"].exp())}
+        start = self.training.train(start, steps[:first], *trained_with)[-1]
+        window = steps[first : first + self.settings.window]
+        found = self.training.differentiate(start, self._end(*stream), window, *trained_with)
+        by_log_rate = found.rate * state["log_rate"].exp()
+        gradients = {"images": found.images, "targets": found.targets, "log_rate": by_log_rate}
+        return Update({**figures_of(found), "rate": float(state["log_rate"].exp())}, gradients)
 
     def finish(self, state: State) -> Shard:
         """The images with their label logits and the learned rate."""
@@ -132,7 +115,7 @@ class BPTT(Method):
 
     def _end(self, *stream: streams.Key) -> End:
         """Cross-entropy of given parameters (P,) on real images, and its gradient."""
-        real = self.real.some(self.batch_real, *stream, "real")
+        real = self.real.some(self.settings.batch_real, *stream, "real")
 
         def end(theta: Tensor) -> tuple[Tensor, Tensor]:
             gradient, loss = self.judge(theta, real.images, real.targets)

@@ -12,60 +12,35 @@ trained on for the epochs of its recipe, with or without augmentation, where the
 300 without and 1000 with it.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from apm_core.data.examples import Examples
-from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, State, move_images
+from apm_core.methods.base import Job, Method, Update
+from apm_core.methods.movers import Momentum, State
 from apm_core.methods.shared.real_classes import RealClasses
 from apm_core.runtime import streams
+from apm_core.settings.methods.dc import DCSettings
 from apm_core.training import augment
 from apm_core.training.recipe import Recipe
 from apm_core.training.trainer import Trainer
 
-STARTS = ("real", "noise")
 SMALLEST_NORM = 1e-6
 
 
 class DC(Method):
-    """The method of one shard.
+    """Moves the images of a class to where they give a network the gradients of real ones.
 
-    Args:
-        recipe: its augmentation is that of the matching and of the network's training.
-        lr_images, momentum_images: of the image steps.
-        batch_real: real images of a class in a round.
-        outer_loops: rounds that one network lives.
-        inner_epochs: passes over the synthetic images between two rounds of one network.
-        lr_network: plain SGD of the network.
-        start: "real" images or Gaussian "noise".
+    The recipe's augmentation is that of the matching and of the network's training.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        recipe: Recipe,
-        lr_images: float,
-        momentum_images: float,
-        batch_real: int,
-        outer_loops: int,
-        inner_epochs: int,
-        lr_network: float,
-        start: str,
-    ) -> None:
-        super().__init__(name=name)
-        if start not in STARTS:
-            raise ConfigError(f"{self.key('start')}: {start!r} is neither real nor noise")
-        self.strategy, self.batch_real, self.start = recipe.augment, batch_real, start
-        self.lr_images, self.momentum_images = lr_images, momentum_images
-        self.outer_loops = outer_loops
+    def __init__(self, settings: DCSettings, *, name: str, recipe: Recipe) -> None:
+        super().__init__(settings, name=name, recipe=recipe)
+        self.movers = {"images": Momentum(settings.lr_images, momentum=settings.momentum_images)}
         self.inner = Recipe(
-            passes=inner_epochs,
-            lr=lr_network,
+            passes=settings.inner_epochs,
+            lr=settings.lr_network,
             momentum=0.0,
             weight_decay=0.0,
             loss="ce",
@@ -73,14 +48,13 @@ class DC(Method):
         )
 
     def init(self, job: Job) -> State:
-        """Real images, or noise, at rest."""
+        """Real images, or noise."""
         images, classes = job.real_images()
-        if self.start == "noise":
+        if self.settings.start == "noise":
             random = streams.generator(*job.stream, "noise")
             images = torch.randn(images.shape, generator=random).to(images)
-        state: dict[str, Any] = {"images": images, "classes": classes}
         self.attach(job)
-        return state | {"velocity": torch.zeros_like(images)}
+        return {"images": images, "classes": classes}
 
     def attach(self, job: Job) -> None:
         """Hold the real images, and the network with its trainer."""
@@ -96,15 +70,16 @@ class DC(Method):
             job.spec.memory(device), self.inner, job.compute, self.examples, networks=job.rounds
         )
 
-    def step(self, state: State, index: int) -> dict[str, float]:
-        """Match the gradients of every class, then train the network on the images."""
+    def step(self, state: State, index: int) -> Update:
+        """Towards the gradients of real images, class by class; then the network is trained."""
         stream = (*self.job.stream, index)
-        if index % self.outer_loops == 0:
+        if index % self.settings.outer_loops == 0:
             state["network"] = self.job.spec.fresh(*stream, "network").to(state["images"].device)
         self.net.load(state["network"])
         gradient = torch.zeros_like(state["images"])
         distance = torch.zeros((), device=gradient.device)
-        pairs = self.real.beside(state["classes"], self.batch_real, self.strategy, *stream)
+        count, strategy = self.settings.batch_real, self.recipe.augment
+        pairs = self.real.beside(state["classes"], count, strategy, *stream)
         for c, rows, real, drawn in pairs:
             target = self._gradients(real, c, graph=False)
             leaf = state["images"][rows].requires_grad_()
@@ -112,13 +87,16 @@ class DC(Method):
             term = matching_distance(found, target)
             gradient[rows] = torch.autograd.grad(term, leaf)[0]
             distance += term.detach()
-        move_images(state, gradient, rate=self.lr_images, momentum=self.momentum_images)
-        if (index + 1) % self.outer_loops:
-            self.examples.images.copy_(state["images"])
-            self.examples.targets.copy_(state["classes"])
-            self.trainer.fit(state["network"], *stream)
-            state["network"] = self.trainer.net.snapshot()
-        return {"distance": float(distance), "lr_images": self.lr_images}
+        lives_on = (index + 1) % self.settings.outer_loops != 0
+
+        def train(moved: State) -> None:
+            self.examples.images.copy_(moved["images"])
+            self.examples.targets.copy_(moved["classes"])
+            self.trainer.fit(moved["network"], *stream)
+            moved["network"] = self.trainer.net.snapshot()
+
+        figures = {"distance": float(distance)}
+        return Update(figures, {"images": gradient}, then=train if lives_on else None)
 
     def _gradients(self, images: Tensor, c: int, *, graph: bool) -> list[Tensor]:
         """Gradients of the mean cross-entropy in the parameters of two and more dimensions."""

@@ -8,39 +8,29 @@ that the mean embeddings meet (Eq. 6, with siamese augmentation). Published: 20,
 import torch
 from torch import Tensor
 
-from apm_core.methods.base import Job, Method, State, move_images, require_embedding
+from apm_core.methods.base import Job, Method, Update, require_embedding
+from apm_core.methods.movers import Momentum, State
 from apm_core.methods.shared.real_classes import RealClasses
+from apm_core.settings.methods.dm import DMSettings
 from apm_core.training import augment
 from apm_core.training.recipe import Recipe
 
 
 class DM(Method):
-    """The method of one shard.
+    """Moves the images of a class to where their mean embedding is that of real ones.
 
-    Args:
-        recipe: its augmentation is that of the comparison.
-        lr_images, momentum_images: of the image steps, without a factor for batch or classes.
-        batch_real: real images of a class in a round.
+    The recipe's augmentation is that of the comparison.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        recipe: Recipe,
-        lr_images: float,
-        momentum_images: float,
-        batch_real: int,
-    ) -> None:
-        super().__init__(name=name)
-        self.strategy, self.batch_real = recipe.augment, batch_real
-        self.lr_images, self.momentum_images = lr_images, momentum_images
+    def __init__(self, settings: DMSettings, *, name: str, recipe: Recipe) -> None:
+        super().__init__(settings, name=name, recipe=recipe)
+        self.movers = {"images": Momentum(settings.lr_images, momentum=settings.momentum_images)}
 
     def init(self, job: Job) -> State:
-        """Real images at rest."""
+        """Real images."""
         self.attach(job)
         images, classes = job.real_images()
-        return {"images": images, "classes": classes, "velocity": torch.zeros_like(images)}
+        return {"images": images, "classes": classes}
 
     def attach(self, job: Job) -> None:
         """Hold the real images, and memory for the random network."""
@@ -49,13 +39,14 @@ class DM(Method):
         self.net.module.requires_grad_(False)
         require_embedding(f"methods.{self.name}", job.spec, self.net.module)
 
-    def step(self, state: State, index: int) -> dict[str, float]:
-        """Move the images of every class towards the mean embedding of the real ones."""
+    def step(self, state: State, index: int) -> Update:
+        """Towards the mean embedding of the real images of each class."""
         stream = (*self.job.stream, index)
         self.net.load(self.job.spec.fresh(*stream, "network"))
         gradient = torch.zeros_like(state["images"])
         distance = torch.zeros((), device=gradient.device)
-        pairs = self.real.beside(state["classes"], self.batch_real, self.strategy, *stream)
+        count, strategy = self.settings.batch_real, self.recipe.augment
+        pairs = self.real.beside(state["classes"], count, strategy, *stream)
         for _, rows, real, drawn in pairs:
             with torch.no_grad():
                 target = self._mean_embedding(real)
@@ -64,8 +55,7 @@ class DM(Method):
             term = apart.square().sum()  # classes do not interact: one graph at a time
             gradient[rows] = torch.autograd.grad(term, leaf)[0]
             distance += term.detach()
-        move_images(state, gradient, rate=self.lr_images, momentum=self.momentum_images)
-        return {"distance": float(distance), "lr_images": self.lr_images}
+        return Update({"distance": float(distance)}, {"images": gradient})
 
     def _mean_embedding(self, images: Tensor) -> Tensor:
         with self.job.compute.autocast():

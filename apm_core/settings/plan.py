@@ -76,7 +76,7 @@ class Plan:
         return own + hard + [(name, "plain") for name in evaluate.plain]
 
     def require_target(self, dataset: str, ipc: str) -> None:
-        """Raise ConfigError when a results file is asked for that these settings do not describe."""
+        """Raise ConfigError when results are asked for that these settings do not describe."""
         name, number = self.settings.dataset.name, self.settings.ipc
         if (dataset, ipc) != (name, str(number)):
             raise ConfigError(

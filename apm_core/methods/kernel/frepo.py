@@ -23,23 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apm_core.methods.base import (
-    Job,
-    Method,
-    Shard,
-    State,
-    are_finite,
-    require_embedding,
-    require_loss,
-    settled,
-)
+from apm_core.methods.base import Job, Method, Shard, Update, require_embedding, require_loss
 from apm_core.methods.kernel import network_pool, ridge
+from apm_core.methods.movers import Lamb, State
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.frepo_conv import FRePoConv
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
+from apm_core.settings.methods.frepo import FRePoSettings
 from apm_core.training.losses import half_mse
-from apm_core.training.optimizers import Moments, lamb_
 from apm_core.training.recipe import Recipe
 
 FLOOR = 0.1  # share of the rate that the cosine ends at
@@ -47,53 +39,32 @@ LARGEST_BATCH = 1000  # distilled images in a step of a network
 
 
 class FRePo(Method):
-    """The method of one shard.
+    """Moves images and labels to where regression on them predicts the labels of real images.
 
-    Args:
-        name: of the method in the config.
-        recipe: how the set is trained on; its loss is half_mse. The pool is trained without it.
-        lr_images: of images and labels: share of their norm that they move in a round (LAMB); falls
-            to a tenth along a cosine.
-        batch_real: real images in a round.
-        ridge: lambda, as a share of the mean diagonal of the kernel.
-        flip: regress on mirrored copies of the images too.
-        networks: in the pool.
-        lifetime: steps after which a network is replaced.
-        lr_network: of the networks (Adam).
+    The pool is trained without the recipe, whose loss is half_mse.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        recipe: Recipe,
-        lr_images: float,
-        batch_real: int,
-        ridge: float,
-        flip: bool,
-        networks: int,
-        lifetime: int,
-        lr_network: float,
-    ) -> None:
-        super().__init__(name=name)
+    def __init__(self, settings: FRePoSettings, *, name: str, recipe: Recipe) -> None:
+        super().__init__(settings, name=name, recipe=recipe)
         require_loss(self.key("recipe.loss"), recipe, "half_mse", "centred labels")
-        self.lr_images, self.batch_real = lr_images, batch_real
-        self.ridge, self.flip = ridge, flip
-        self.networks, self.lifetime, self.lr_network = networks, lifetime, lr_network
+        self.movers = {"images": Lamb(self._rate), "targets": Lamb(self._rate)}
+
+    def _rate(self, index: int) -> float:
+        share = FLOOR + (1 - FLOOR) * falling(index, self.job.rounds)
+        return self.settings.lr_images * share
 
     def init(self, job: Job) -> State:
         """Real images, centred labels, and a pool of fresh networks of staggered ages."""
         self.attach(job)
         images, classes = job.real_images()
-        images = images.to(job.compute.device)  # the kernel needs them all at once
-        count = job.spec.shape.classes
-        targets = centred(classes, count) / math.sqrt(count / 10)
-        state: State = {"images": images, "classes": classes, "targets": targets}
-        for name in ("images", "targets"):
-            state |= network_pool.remembered(name, Moments.at_rest(state[name]))
-        networks = network_pool.fresh_pool(self.build, self.networks, *job.stream)
-        ages = torch.arange(self.networks) * self.lifetime // self.networks
-        return settled(state | networks | {"ages": ages}, self, job)
+        count, networks = job.spec.shape.classes, self.settings.networks
+        return {
+            "images": images,
+            "classes": classes,
+            "targets": centred(classes, count) / math.sqrt(count / 10),
+            **network_pool.fresh_pool(self.build, networks, *job.stream),
+            "ages": torch.arange(networks) * self.settings.lifetime // networks,
+        }
 
     def attach(self, job: Job) -> None:
         """Hold the real images, and memory for a network of the pool."""
@@ -103,30 +74,17 @@ class FRePo(Method):
         require_embedding(self.key("network"), job.spec, self.net.module)
         self.real = job.data.examples("train", job.compute)
 
-    def step(self, state: State, index: int) -> dict[str, float]:
-        """Move images and labels by one network of the pool, then train that network."""
+    def step(self, state: State, index: int) -> Update:
+        """Along the regression by one network of the pool, which is trained when all has moved."""
         stream = (*self.job.stream, index)
         random = streams.generator(*stream, "member")
-        member = int(torch.randint(self.networks, (), generator=random))
+        member = int(torch.randint(self.settings.networks, (), generator=random))
         network_pool.load(state, member, self.net)
         loss, by_images, by_targets = self._meta_gradient(state, *stream)
-        rate = self.lr_images * (FLOOR + (1 - FLOOR) * falling(index, self.job.rounds))
         size = torch.stack([by_images.norm(), by_targets.norm()]).norm()
-        figures = {"loss": float(loss), "gradient": float(size), "lr_images": rate}
-        if not are_finite(figures):
-            return figures
-        moved = {}
-        for name, gradient in (("images", by_images), ("targets", by_targets)):
-            moved[name], moments = state[name].clone(), network_pool.tensor_moments(state, name)
-            lamb_(moved[name], gradient, moments, rate)
-            moved |= network_pool.remembered(name, moments)
-        if int(state["ages"][member]) > self.lifetime:
-            network_pool.replace(state, member, self.build, *stream)
-            state["ages"][member] = 0
-        else:
-            self._train(moved["images"], moved["targets"], state, member, *stream)
-        state |= moved
-        return figures
+        figures = {"loss": float(loss), "gradient": float(size)}
+        gradients = {"images": by_images, "targets": by_targets}
+        return Update(figures, gradients, then=lambda moved: self._train(moved, member, *stream))
 
     def finish(self, state: State) -> Shard:
         """The images with their learned labels."""
@@ -141,16 +99,17 @@ class FRePo(Method):
         images = state["images"].detach().requires_grad_()
         targets = state["targets"].detach().requires_grad_()
         support, labels = images, targets
-        if self.flip:
+        if self.settings.flip:
             support = torch.cat([images, images.flip(-1)])
             labels = torch.cat([targets, targets])
-        predicted = seen @ ridge.head(self._embed(support), labels, self.ridge, self.key("ridge"))
+        head = ridge.head(self._embed(support), labels, self.settings.ridge, self.key("ridge"))
+        predicted = seen @ head
         loss = half_mse(predicted, wanted) + ridge.margin(targets, 1 / targets.shape[1])
         return loss.detach(), *torch.autograd.grad(loss, (images, targets))
 
     def _real(self, *stream: streams.Key) -> tuple[Tensor, Tensor]:
         """Different real images (B, C, H, W) and their centred labels (B, classes)."""
-        real = self.real.some(self.batch_real, *stream, "real")
+        real = self.real.some(self.settings.batch_real, *stream, "real")
         return real.images, centred(real.targets, self.job.spec.shape.classes)
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -169,15 +128,21 @@ class FRePo(Method):
         parts = images.split(self.job.segment)
         return torch.cat([checkpoint(embed, part, **options) for part in parts])
 
-    def _train(
-        self, images: Tensor, targets: Tensor, state: State, member: int, *stream: streams.Key
-    ) -> None:
-        """One step of the network in memory on the distilled set, and back with it to the pool."""
+    def _train(self, state: State, member: int, *stream: streams.Key) -> None:
+        """One step of the network in memory on the distilled set, and back with it to the pool; or
+        a fresh one in its place.
+        """
+        if int(state["ages"][member]) > self.settings.lifetime:
+            network_pool.replace(state, member, self.build, *stream)
+            state["ages"][member] = 0
+            return
+        images, targets, net = state["images"], state["targets"], self.net
         order = torch.randperm(len(images), generator=streams.generator(*stream, "network batch"))
         chosen = order[:LARGEST_BATCH].to(images.device)
-        moments, net = network_pool.member_moments(state, member), self.net
+        moments = network_pool.member_moments(state, member)
         parts = images[chosen], targets[chosen]
-        network_pool.train(net, net.module, *parts, moments, self.lr_network, self.job)
+        rate = self.settings.lr_network
+        network_pool.train(net, net.module, *parts, moments, rate, self.job)
         network_pool.store(state, member, net, moments)
         state["ages"][member] += 1
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from apm_core.methods.base import Job, State
+from apm_core.methods.base import Job
+from apm_core.methods.movers import State
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
 from apm_core.training.losses import half_mse
@@ -82,16 +83,6 @@ def train(
         (share * half_mse(found.to(net.vector.dtype), wanted)).backward()
     net.module.eval()
     adam_(net.vector, net.grad, moments, rate)
-
-
-def remembered(name: str, found: Moments) -> State:
-    """The moments of the state's tensor `name`, as entries of the state."""
-    return {f"{name}_{key}": value for key, value in vars(found).items()}
-
-
-def tensor_moments(state: State, name: str) -> Moments:
-    """A copy of the moments of the state's tensor `name`."""
-    return Moments(*(state[f"{name}_{key}"].clone() for key in ("first", "second", "count")))
 
 
 def member_moments(state: State, member: int) -> Moments:

@@ -26,16 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core.methods.base import (
-    Job,
-    Method,
-    Shard,
-    State,
-    are_finite,
-    require_embedding,
-    require_loss,
-    settled,
-)
+from apm_core.methods.base import Job, Method, Shard, Update, require_embedding, require_loss
 from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.kernel.frepo import LARGEST_BATCH, centred
 from apm_core.methods.kernel.implicit import (
@@ -47,9 +38,10 @@ from apm_core.methods.kernel.implicit import (
     implicit_part,
     regress,
 )
+from apm_core.methods.movers import AdaBelief, Average, State
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
-from apm_core.training.optimizers import Moments, adabelief_
+from apm_core.settings.methods.rcig import RCIGSettings
 from apm_core.training.recipe import Recipe
 
 LEARNED = ("images", "targets", "temperature")
@@ -63,48 +55,18 @@ NETWORK_STEPS = 15  # at most, between two uses of a network
 
 
 class RCIG(Method):
-    """The method of one shard.
+    """Moves images, labels and a temperature along the implicit gradient of a linearised network.
 
-    Args:
-        name: of the method in the config.
-        recipe: how the set is trained on; its loss is half_mse.
-        lr_images: of images and labels (AdaBelief).
-        lr_temperature: of the logarithm of the temperature (AdaBelief).
-        batch_real: real images in a round.
-        ridge: lambda of the head, per distilled image.
-        flip: the linearised networks see mirrored copies of the images too, with the same labels,
-            and the pool learns from them.
-        inner_steps: of Adam, for the body and for the Hessian's system.
-        softplus: sharpness of the softplus in place of ReLU while distilling; None: ReLU.
-        networks: in the pool.
-        lifetime: steps after which a network is replaced.
-        lr_network: of the networks (Adam).
-        average: share of the moving average that a round keeps.
+    The recipe's loss is half_mse. With `flip` the linearised networks see mirrored copies of the
+    images too, with the same labels, and the pool learns from them.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        recipe: Recipe,
-        lr_images: float,
-        lr_temperature: float,
-        batch_real: int,
-        ridge: float,
-        flip: bool,
-        inner_steps: int,
-        softplus: float | None,
-        networks: int,
-        lifetime: int,
-        lr_network: float,
-        average: float,
-    ) -> None:
-        super().__init__(name=name)
+    def __init__(self, settings: RCIGSettings, *, name: str, recipe: Recipe) -> None:
+        super().__init__(settings, name=name, recipe=recipe)
         require_loss(self.key("recipe.loss"), recipe, "half_mse", "centred labels")
-        self.rates = {"images": lr_images, "targets": lr_images, "temperature": lr_temperature}
-        self.batch_real, self.ridge, self.flip = batch_real, ridge, flip
-        self.inner_steps, self.softplus, self.average = inner_steps, softplus, average
-        self.networks, self.lifetime, self.lr_network = networks, lifetime, lr_network
+        learned = AdaBelief(settings.lr_images, average=Average(settings.average, from_zero=True))
+        temperature = AdaBelief(settings.lr_temperature)
+        self.movers = {"images": learned, "targets": learned, "temperature": temperature}
 
     def init(self, job: Job) -> State:
         """Real images, centred labels, a pool of fresh networks, and rates for the inner problems
@@ -112,60 +74,50 @@ class RCIG(Method):
         """
         self.attach(job)
         images, classes = job.real_images()
-        images = images.to(job.compute.device)  # the kernel needs them all at once
-        targets = centred(classes, job.spec.shape.classes)
-        state: State = {"images": images, "classes": classes, "targets": targets}
-        state["temperature"] = torch.zeros((), device=images.device)
-        for name in LEARNED:
-            state |= network_pool.remembered(name, Moments.at_rest(state[name]))
-        state |= {
-            f"{name}_average": torch.zeros_like(state[name]) for name in ("images", "targets")
+        networks = self.settings.networks
+        state = {
+            "images": images,
+            "classes": classes,
+            "targets": centred(classes, job.spec.shape.classes),
+            "temperature": torch.zeros(()),
+            **network_pool.fresh_pool(self.build, networks, *job.stream),
+            "ages": torch.zeros(networks, dtype=torch.int64),
+            "fell": 0,
+            "diverged": 0,
         }
-        state |= network_pool.fresh_pool(self.build, self.networks, *job.stream)
-        state |= {"ages": torch.zeros(self.networks, dtype=torch.int64), "fell": 0, "diverged": 0}
-        return self._with_rates(settled(state, self, job))
+        return self._with_rates(self.placed(state, job))
 
     def attach(self, job: Job) -> None:
         """Hold the real images, and memory for a network of the pool."""
         self.job = replace(job, compute=job.compute.exact())
-        self.build = lambda: WithFeatures(smoothed(job.spec.build(), self.softplus))
+        self.build = lambda: WithFeatures(smoothed(job.spec.build(), self.settings.softplus))
         require_embedding(self.key("network"), job.spec, job.spec.build())
         self.net = FlatNet(self.build().to(job.compute.device))
         self.real = job.data.examples("train", job.compute)
 
-    def step(self, state: State, index: int) -> dict[str, float]:
-        """Move images and labels by one network of the pool, then train that network."""
+    def step(self, state: State, index: int) -> Update:
+        """Along the implicit gradient by one network of the pool, which is trained when all has
+        moved.
+        """
         stream = (*self.job.stream, index)
         random = streams.generator(*stream, "member")
-        member = int(torch.randint(self.networks, (), generator=random))
+        member = int(torch.randint(self.settings.networks, (), generator=random))
         network_pool.load(state, member, self.net)
         loss, gradients, outcome = self._meta_gradient(state, *stream)
         size = torch.stack([gradient.norm() for gradient in gradients]).norm()
         figures = {"loss": float(loss), "gradient": float(size), "lr_inner": state["rate_inner"]}
-        figures["lr_images"] = self.rates["images"]
-        if not are_finite(figures):
-            return figures
-        moved = {}
-        for name, gradient in zip(LEARNED, gradients, strict=True):
-            moved[name], moments = state[name].clone(), network_pool.tensor_moments(state, name)
-            adabelief_(moved[name], gradient, moments, self.rates[name])
-            moved |= network_pool.remembered(name, moments)
-        for name in ("images", "targets"):
-            kept = self.average * state[f"{name}_average"]
-            moved[f"{name}_average"] = kept + (1 - self.average) * moved[name]
-        self._train(moved["images"], moved["targets"], state, member, *stream)
-        state |= moved
-        self._adapt(state, index, outcome)
-        return figures
+
+        def then(moved: State) -> None:
+            self._train(moved, member, *stream)
+            self._adapt(moved, index, outcome)
+
+        return Update(figures, dict(zip(LEARNED, gradients, strict=True)), then)
 
     def finish(self, state: State) -> Shard:
-        """The averages of images and labels, without the pull of their start at zero."""
-        weight = 1 - self.average ** float(state["images_count"])
-        found = {
-            name: state[f"{name}_average"] / weight if weight else state[name]
-            for name in ("images", "targets")
-        }
-        return Shard(found["images"].cpu(), state["classes"].cpu(), found["targets"].cpu())
+        """The averages of images and labels."""
+        shard = super().finish(state)
+        targets = self.movers["targets"].product(state, "targets")
+        return Shard(shard.images, shard.classes, targets.cpu())
 
     def _meta_gradient(
         self, state: State, *stream: streams.Key
@@ -178,10 +130,10 @@ class RCIG(Method):
         seen, labels = self._mirrored(images, targets)
         view, lam = Tangent(self.net, seen), self._lam(state)
         inner = InnerProblem(view, labels, lam)
-        trained = inner.train(self.inner_steps, state["rate_inner"])
+        trained = inner.train(self.settings.inner_steps, state["rate_inner"])
         phi = trained.solution.requires_grad_()
         solved, head = regress(view, phi, labels, lam)
-        judges = self.real.some(self.batch_real, *stream, "real")
+        judges = self.real.some(self.settings.batch_real, *stream, "real")
         real, classes = judges.images, judges.targets
         features, outputs = self._seen(real, phi)
         predicted = (outputs + features @ head) * temperature.exp()
@@ -189,7 +141,7 @@ class RCIG(Method):
         found = torch.autograd.grad(loss, (outputs, phi, *leaves), retain_graph=True)
         by_outputs, by_phi, *direct = found
         by_phi = by_phi + self._pulled(real, by_outputs)
-        q = inner.divide(by_phi, self.inner_steps, state["rate_hessian"]).solution
+        q = inner.divide(by_phi, self.settings.inner_steps, state["rate_hessian"]).solution
         implicit = torch.autograd.grad(implicit_part(view, q, solved), (images, targets))
         pairs = zip(direct, implicit, strict=False)  # the temperature has no implicit gradient
         total = [d + capped(i, float(d.norm())) for d, i in pairs]
@@ -216,20 +168,18 @@ class RCIG(Method):
 
     def _mirrored(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The set as the networks see it."""
-        if not self.flip:
+        if not self.settings.flip:
             return images, targets
         return torch.cat([images, images.flip(-1)]), torch.cat([targets, targets])
 
     def _lam(self, state: State) -> float:
-        return self.ridge * len(state["images"])
+        return self.settings.ridge * len(state["images"])
 
-    def _train(
-        self, images: Tensor, targets: Tensor, state: State, member: int, *stream: streams.Key
-    ) -> None:
+    def _train(self, state: State, member: int, *stream: streams.Key) -> None:
         """Some steps of the network in memory on the distilled set, and back with it to the pool;
         or a fresh one in its place.
         """
-        images, targets = self._mirrored(images, targets)
+        images, targets = self._mirrored(state["images"], state["targets"])
         random = streams.generator(*stream, "network")
         steps = int(torch.randint(1, NETWORK_STEPS + 1, (), generator=random))
         moments, net = network_pool.member_moments(state, member), self.net
@@ -237,10 +187,11 @@ class RCIG(Method):
             order = torch.randperm(len(images), generator=random)
             chosen = order[:LARGEST_BATCH].to(images.device)
             parts = images[chosen], targets[chosen]
-            network_pool.train(net, net.module.network, *parts, moments, self.lr_network, self.job)
+            rate = self.settings.lr_network
+            network_pool.train(net, net.module.network, *parts, moments, rate, self.job)
         network_pool.store(state, member, net, moments)
         state["ages"][member] += steps
-        if int(state["ages"][member]) >= self.lifetime:
+        if int(state["ages"][member]) >= self.settings.lifetime:
             network_pool.replace(state, member, self.build, *stream)
             state["ages"][member] = 0
 
@@ -251,10 +202,11 @@ class RCIG(Method):
         inner = InnerProblem(Tangent(self.net, images), targets, self._lam(state))
         _, slope = inner.slope(torch.zeros_like(self.net.vector))
         state["rate_inner"] = largest_rate(
-            lambda rate: inner.train(self.inner_steps, rate), LEAST_RATES["inner"]
+            lambda rate: inner.train(self.settings.inner_steps, rate), LEAST_RATES["inner"]
         )
         state["rate_hessian"] = largest_rate(
-            lambda rate: inner.divide(slope, self.inner_steps, rate), LEAST_RATES["hessian"]
+            lambda rate: inner.divide(slope, self.settings.inner_steps, rate),
+            LEAST_RATES["hessian"],
         )
         return state
 

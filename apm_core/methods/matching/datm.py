@@ -15,120 +15,81 @@ the logits of one expert, right or wrong).
 """
 
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
-from apm_core.methods.matching.experts import Experts, Outer, figures_of, inner_training
+from apm_core.methods.base import Job, Method, Shard, Update, require_batch, require_loss
+from apm_core.methods.matching.experts import (
+    Experts,
+    figures_of,
+    inner_training,
+    movers_of,
+    start_of,
+)
 from apm_core.methods.matching.trajectory import InnerTraining
+from apm_core.methods.movers import Momentum, State
 from apm_core.methods.shared.recognised import correct_logits, correct_shard
+from apm_core.settings.methods.datm import DATMSettings
 from apm_core.training.losses import soft_ce
 from apm_core.training.recipe import Recipe
 
-STARTS = ("correct", "real")
-
 
 class DATM(Method):
-    """The method of one shard.
+    """Moves images, label logits and learning rate along experts of growing age.
 
-    Args:
-        name: of the method in the config.
-        recipe: its augmentation is that of the inner steps; its loss is soft_ce.
-        lr_images, momentum_images: of the image steps; the momentum also of the rate's.
-        lr_labels, momentum_labels: of the steps of the label logits.
-        rate: of the inner training at the start.
-        lr_rate: step of the rate.
-        steps: N, inner steps.
-        expert_epochs: M.
-        start_from: T-, the first epoch to start from.
-        start_below_first: T, the bound of the starts in round 0; None: T+ from the beginning.
-        start_below: T+, the bound in the end.
-        expand_until: the round in which the bound reaches T+.
-        threshold: the largest distance with which a round counts.
-        batch: images of an inner step; None: all of the shard.
-        exact: the gradient of full unrolling, or TESLA's approximation.
-        start: "correct" images, or "real" ones.
+    The recipe's augmentation is that of the inner steps; its loss is soft_ce.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        recipe: Recipe,
-        lr_images: float,
-        momentum_images: float,
-        lr_labels: float,
-        momentum_labels: float,
-        rate: float,
-        lr_rate: float,
-        steps: int,
-        expert_epochs: int,
-        start_from: int,
-        start_below_first: int | None,
-        start_below: int,
-        expand_until: int,
-        threshold: float,
-        batch: int | None,
-        exact: bool,
-        start: str,
-    ) -> None:
-        super().__init__(name=name)
+    def __init__(self, settings: DATMSettings, *, name: str, recipe: Recipe) -> None:
+        super().__init__(settings, name=name, recipe=recipe)
         require_loss(self.key("recipe.loss"), recipe, "soft_ce", "learned labels")
-        if start not in STARTS:
-            raise ConfigError(f"{self.key('start')}: {start!r} is neither correct nor real")
-        first = start_below if start_below_first is None else start_below_first
-        if not start_from < first <= start_below:
+        first, last = settings.start_below_first, settings.start_below
+        self.first = last if first is None else first
+        if not settings.start_from < self.first <= last:
             raise ConfigError(
-                f"{self.key('start_from')}: {start_from}, start_below_first: {start_below_first}"
-                f" and start_below: {start_below} leave no epoch to start from: the first must be"
+                f"{self.key('start_from')}: {settings.start_from}, start_below_first: {first}"
+                f" and start_below: {last} leave no epoch to start from: the first must be"
                 " below the second, and the second at most the third"
             )
-        self.inner = InnerTraining(steps, batch, recipe.augment)
-        self.outer = Outer(lr_images, momentum_images, rate, lr_rate)
-        self.lr_labels, self.momentum_labels = lr_labels, momentum_labels
-        self.expert_epochs, self.exact, self.start = expert_epochs, exact, start
-        self.start_from, self.first, self.start_below = start_from, first, start_below
-        self.expand_until, self.threshold = expand_until, threshold
+        self.inner = InnerTraining(settings.steps, settings.batch, recipe.augment)
+        labels = Momentum(settings.lr_labels, momentum=settings.momentum_labels)
+        self.movers = {**movers_of(settings), "targets": labels}
 
     def init(self, job: Job) -> State:
-        """Images at rest, what the experts say about them, and the rate."""
+        """Images, what the experts say about them, and the rate."""
         self.attach(job)
-        pool, device, exact = job.teachers, job.compute.device, job.compute.exact()
-        given = (job.data, pool.net, pool.vectors, exact, job.ipc, job.shard)
-        images, classes = correct_shard(*given) if self.start == "correct" else job.real_images()
-        images, classes = images.to(device), classes.to(device)
-        require_batch(self.key("batch"), self.inner.batch, images)
-        targets = correct_logits(pool.net, pool.vectors, images, classes, exact)
-        state = self.outer.start(images, classes)
-        return {**state, "targets": targets, "targets_velocity": targets.new_zeros(targets.shape)}
+        pool, exact = job.teachers, job.compute.exact()
+        asked = (job.data, pool.net, pool.vectors, exact, job.ipc, job.shard)
+        correct = self.settings.start == "correct"
+        images, classes = correct_shard(*asked) if correct else job.real_images()
+        require_batch(self.key("batch"), self.settings.batch, images)
+        state = start_of(self.settings, images, classes, job)
+        labels = correct_logits(pool.net, pool.vectors, state["images"], state["classes"], exact)
+        return {**state, "targets": labels}
 
     def attach(self, job: Job) -> None:
         """Hold the experts."""
         self.job = job
         self.training = inner_training(
-            job, self.inner, soft_ce, exact=self.exact, learn_targets=True
+            job, self.inner, soft_ce, exact=self.settings.exact, learn_targets=True
         )
-        self.experts = Experts(job, self, below=self.start_below, length=self.expert_epochs)
+        self.experts = Experts(job, self)
 
     def epochs(self, index: int) -> range:
         """The epochs that round `index` may start from."""
-        grown = (self.start_below - self.first) * index // self.expand_until
-        return range(self.start_from, min(self.start_below, self.first + grown))
+        last = self.settings.start_below
+        grown = (last - self.first) * index // self.settings.expand_until
+        return range(self.settings.start_from, min(last, self.first + grown))
 
-    def step(self, state: State, index: int) -> dict[str, float]:
+    def step(self, state: State, index: int) -> Update:
         """Match a piece of one expert's trajectory, unless it is too far."""
         stream, images = (*self.job.stream, index), state["images"]
         start, target = self.experts.piece(self.epochs(index), *stream)
         steps = self.inner.draw(len(images), images.device, *stream)
-        given = (images, state["targets"], state["rate"])
-        found = self.training.match(start, target, steps, *given)
-        figures = figures_of(found)
-        if figures["match"] > self.threshold:
-            figures["gradient"] = 0.0  # whatever it is, it is not used
-        if are_finite(figures) and figures["match"] <= self.threshold:
-            self.outer.move(state, found)
-            velocity = self.momentum_labels * state["targets_velocity"] + found.targets
-            state["targets_velocity"] = velocity
-            state["targets"] = state["targets"] - self.lr_labels * velocity
-        rates = {"lr_images": self.outer.lr_images, "lr_labels": self.lr_labels}
-        return {**figures, **rates, "rate": float(state["rate"])}
+        trained_with = (images, state["targets"], state["rate"])
+        found = self.training.match(start, target, steps, *trained_with)
+        figures = {**figures_of(found), "rate": float(state["rate"])}
+        if figures["match"] > self.settings.threshold:
+            return Update({**figures, "gradient": 0.0})  # whatever it is, it is not used
+        gradients = {"images": found.images, "rate": found.rate, "targets": found.targets}
+        return Update(figures, gradients)
 
     def finish(self, state: State) -> Shard:
         """The images with their label logits and the learned rate."""

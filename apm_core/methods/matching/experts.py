@@ -1,38 +1,37 @@
-"""What the methods that match trajectories share: pieces of the experts' training, and the steps of
-images and learned rate.
+"""What the methods that match trajectories share: pieces of the experts' training, and how images
+and learned rate move.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from apm_core.errors import ConfigError
-from apm_core.methods import entry
-from apm_core.methods.base import Job, Method, State, move_images
+from apm_core.methods.base import Job, Method
 from apm_core.methods.matching.trajectory import InnerTraining, Loss, Match, Trajectory
+from apm_core.methods.movers import Momentum, Mover, State
 from apm_core.runtime import memory, streams
+from apm_core.settings.methods.mtt import TrajectorySettings
 
 LEAST_RATE = 0.01  # of the rate at the start
 
 
 class Experts:
-    """Pieces of `length` epochs of the experts' training that start before epoch `below`.
+    """Pieces of `expert_epochs` epochs of the experts' training that start before `start_below`.
 
     The epochs are held in memory: on a GPU with room for them there, else in host memory.
     Raises ConfigError, naming the setting of `method`, when the last piece is not inside the
     training.
     """
 
-    def __init__(self, job: Job, method: Method, *, below: int, length: int) -> None:
+    def __init__(self, job: Job, method: Method) -> None:
+        below, length = method.settings.start_below, method.settings.expert_epochs
         groups = job.teachers.trajectories
         last = min(group.shape[1] for group in groups) - 1
         if below - 1 + length > last:
-            pool = entry(method.name).needs
             raise ConfigError(
                 f"{method.key('start_below')}: from epoch {below - 1}, {length} epochs on, is"
                 f" beyond the {last} epochs of the experts: lower start_below, or raise"
-                f" {pool}.epochs"
+                f" {method.settings.pool}.epochs"
             )
         needed = [group[:, : below + length] for group in groups]
         home = memory.home(sum(group.nbytes for group in needed), job.compute, job.limit)
@@ -65,31 +64,22 @@ def inner_training(
     )
 
 
-@dataclass(frozen=True)
-class Outer:
-    """The steps of the images and of the learning rate of the inner training."""
+def movers_of(settings: TrajectorySettings) -> dict[str, Mover]:
+    """The movers of the images and of the learning rate of the inner training, which stays above a
+    share of its start.
+    """
+    momentum, least = settings.momentum_images, LEAST_RATE * settings.rate
+    return {
+        "images": Momentum(settings.lr_images, momentum=momentum),
+        "rate": Momentum(settings.lr_rate, momentum=momentum, least=least),
+    }
 
-    lr_images: float
-    momentum: float  # of both
-    rate: float  # at the start
-    lr_rate: float
 
-    def start(self, images: Tensor, classes: Tensor) -> State:
-        """The state of images at rest."""
-        return {
-            "images": images,
-            "classes": classes,
-            "velocity": torch.zeros_like(images),
-            "rate": torch.tensor(self.rate, device=images.device, dtype=images.dtype),
-            "rate_velocity": torch.zeros((), device=images.device, dtype=images.dtype),
-        }
-
-    def move(self, state: State, found: Match) -> None:
-        """One step; the rate stays above a share of its start."""
-        move_images(state, found.images, rate=self.lr_images, momentum=self.momentum)
-        state["rate_velocity"] = self.momentum * state["rate_velocity"] + found.rate
-        moved = state["rate"] - self.lr_rate * state["rate_velocity"]
-        state["rate"] = moved.clamp_min(LEAST_RATE * self.rate)
+def start_of(settings: TrajectorySettings, images: Tensor, classes: Tensor, job: Job) -> State:
+    """The state of images (N, C, H, W) of `classes` (N,), on the device, and the rate."""
+    images = images.to(job.compute.device)
+    rate = torch.tensor(settings.rate, device=images.device, dtype=images.dtype)
+    return {"images": images, "classes": classes.to(images.device), "rate": rate}
 
 
 def figures_of(found: Match) -> dict[str, float]:

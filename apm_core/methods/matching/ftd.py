@@ -13,36 +13,17 @@ just trained on the images themselves, for as long again, which reads higher. Th
 10; all sets here share the experts of `flat_experts`, whose alpha is 0.3 as configured.
 """
 
-from typing import Any
+from dataclasses import replace
 
-from apm_core.methods.base import Job, Shard, State, are_finite
 from apm_core.methods.matching.mtt import MTT
+from apm_core.methods.movers import Average
+from apm_core.settings.methods.mtt import FTDSettings
+from apm_core.training.recipe import Recipe
 
 
 class FTD(MTT):
-    """The method of one shard.
+    """MTT along flat experts, with the images' moving average as its product."""
 
-    Args:
-        ema: d, the share of the average that a round keeps.
-        matching: the arguments of `MTT`, with class labels.
-    """
-
-    def __init__(self, *, ema: float, **matching: Any) -> None:  # noqa: ANN401 - MTT checks them
-        super().__init__(soft_labels=False, **matching)
-        self.ema = ema
-
-    def init(self, job: Job) -> State:
-        """Real images at rest, which are their own average."""
-        state = super().init(job)
-        return {**state, "average": state["images"]}
-
-    def step(self, state: State, index: int) -> dict[str, float]:
-        """Match a piece of one expert's trajectory, then average."""
-        figures = super().step(state, index)
-        if are_finite(figures):
-            state["average"] = self.ema * state["average"] + (1 - self.ema) * state["images"]
-        return figures
-
-    def finish(self, state: State) -> Shard:
-        """The averaged images with their classes and the learned rate."""
-        return super().finish({**state, "images": state["average"]})
+    def __init__(self, settings: FTDSettings, *, name: str, recipe: Recipe) -> None:
+        super().__init__(settings, name=name, recipe=recipe)
+        self.movers["images"] = replace(self.movers["images"], average=Average(settings.ema))

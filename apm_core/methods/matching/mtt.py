@@ -15,87 +15,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core.methods.base import Job, Method, Shard, State, are_finite, require_batch, require_loss
-from apm_core.methods.matching.experts import Experts, Outer, figures_of, inner_training
+from apm_core.methods.base import Job, Method, Shard, Update, require_batch, require_loss
+from apm_core.methods.matching.experts import (
+    Experts,
+    figures_of,
+    inner_training,
+    movers_of,
+    start_of,
+)
 from apm_core.methods.matching.trajectory import InnerTraining
+from apm_core.methods.movers import State
+from apm_core.settings.methods.mtt import MTTSettings
 from apm_core.training.recipe import Recipe
 
 
 class MTT(Method):
-    """The method of one shard.
+    """Moves images and learning rate to where training on the images ends where an expert's does.
 
-    Args:
-        name: of the method in the config.
-        recipe: its augmentation is that of the inner steps.
-        lr_images, momentum_images: of the image steps; the momentum also of the rate's.
-        rate: of the inner training at the start.
-        lr_rate: step of the rate.
-        steps: N, inner steps.
-        expert_epochs: M.
-        start_below: T+; t is drawn from 0..T+-1.
-        batch: images of an inner step; None: all of the shard.
-        exact: the gradient of full unrolling, or TESLA's approximation.
-        soft_labels: labels are the softmax of the target expert on the images, anew in each
-            round; the recipe's loss is then soft_ce, else ce.
+    The recipe's augmentation is that of the inner steps. With `soft_labels` the labels are the
+    softmax of the target expert on the images, anew in each round; the recipe's loss is then
+    soft_ce, else ce.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        recipe: Recipe,
-        lr_images: float,
-        momentum_images: float,
-        rate: float,
-        lr_rate: float,
-        steps: int,
-        expert_epochs: int,
-        start_below: int,
-        batch: int | None,
-        exact: bool,
-        soft_labels: bool,
-    ) -> None:
-        super().__init__(name=name)
-        loss, chosen = "soft_ce" if soft_labels else "ce", str(soft_labels).lower()
+    def __init__(self, settings: MTTSettings, *, name: str, recipe: Recipe) -> None:
+        super().__init__(settings, name=name, recipe=recipe)
+        self.soft = getattr(settings, "soft_labels", False)
+        loss, chosen = "soft_ce" if self.soft else "ce", str(self.soft).lower()
         require_loss(self.key("recipe.loss"), recipe, loss, f"soft_labels: {chosen}")
-        self.inner = InnerTraining(steps, batch, recipe.augment)
-        self.outer = Outer(lr_images, momentum_images, rate, lr_rate)
-        self.expert_epochs, self.start_below = expert_epochs, start_below
-        self.exact, self.soft_labels = exact, soft_labels
+        self.inner = InnerTraining(settings.steps, settings.batch, recipe.augment)
+        self.movers = movers_of(settings)
 
     def init(self, job: Job) -> State:
-        """Real images at rest, and the rate."""
+        """Real images, and the rate."""
         images, classes = job.real_images()
-        require_batch(self.key("batch"), self.inner.batch, images)
+        require_batch(self.key("batch"), self.settings.batch, images)
         self.attach(job)
-        state = self.outer.start(images.to(job.compute.device), classes)
-        return {**state, "targets": classes}
+        return {**start_of(self.settings, images, classes, job), "targets": classes}
 
     def attach(self, job: Job) -> None:
         """Hold the experts."""
         self.job, self.net = job, job.spec.memory(job.compute.device)
-        loss = soft_cross_entropy if self.soft_labels else F.cross_entropy
-        self.training = inner_training(job, self.inner, loss, exact=self.exact)
-        self.experts = Experts(job, self, below=self.start_below, length=self.expert_epochs)
+        loss = soft_cross_entropy if self.soft else F.cross_entropy
+        self.training = inner_training(job, self.inner, loss, exact=self.settings.exact)
+        self.experts = Experts(job, self)
 
-    def step(self, state: State, index: int) -> dict[str, float]:
+    def step(self, state: State, index: int) -> Update:
         """Match a piece of one expert's trajectory."""
         stream, images = (*self.job.stream, index), state["images"]
-        start, target = self.experts.piece(range(self.start_below), *stream)
+        start, target = self.experts.piece(range(self.settings.start_below), *stream)
         steps = self.inner.draw(len(images), images.device, *stream)
-        targets = self._labels(target, images) if self.soft_labels else state["targets"]
+        targets = self._labels(target, images) if self.soft else state["targets"]
         found = self.training.match(start, target, steps, images, targets, state["rate"])
-        figures = figures_of(found)
-        if are_finite(figures):
-            self.outer.move(state, found)
-            state["targets"] = targets
-        return {**figures, "lr_images": self.outer.lr_images, "rate": float(state["rate"])}
+        figures = {**figures_of(found), "rate": float(state["rate"])}
+        gradients = {"images": found.images, "rate": found.rate}
+        return Update(figures, gradients, then=lambda moved: moved.update(targets=targets))
 
     def finish(self, state: State) -> Shard:
         """The images with their labels and the learned rate."""
         shard = super().finish(state)
         targets = state["targets"].cpu()
-        if self.soft_labels:
+        if self.soft:
             targets = targets.clamp_min(1e-12).log()  # logits of these probabilities
         return Shard(shard.images, shard.classes, targets, float(state["rate"]))
 

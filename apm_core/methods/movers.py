@@ -1,0 +1,160 @@
+"""How the house moves what a method learns: images, labels, a learning rate.
+
+A method states a mover for each tensor of its state that it gives gradients for. What a mover
+remembers of a tensor `NAME` lies in the same state, as `NAME_velocity`, `NAME_first` and so on, so
+that a resumed run goes on with the same bits.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apm_core.training.optimizers import Moments, adabelief_, adam_, lamb_
+
+State = dict[str, Any]  # tensors and numbers: all that a later round depends on
+Rate = float | Callable[[int], float]  # constant, or by the index of the round
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The gradient of some rows of a tensor; that of the others is zero."""
+
+    index: Tensor  # (B,) int64
+    values: Tensor  # (B, ...)
+
+
+@dataclass(frozen=True)
+class Average:
+    """The moving average of a tensor over the rounds, a <- share a + (1 - share) tensor.
+
+    It begins at the tensor's start, or (`from_zero`) at zero, whose pull is taken out in the end.
+    """
+
+    share: float
+    from_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Mover(ABC):
+    """Moves one tensor of a state along its gradient.
+
+    Attributes:
+        rate: step, or share of the tensor's norm (LAMB).
+        average: of the tensor over the rounds, if it is the product.
+        at_home: the tensor is as large as the whole shard and lives, with what is remembered of
+            it, in `job.home`; others live on the device.
+    """
+
+    rate: Rate
+    average: Average | None = None
+    at_home: bool = False
+
+    def rate_at(self, index: int) -> float:
+        """The rate of round `index`."""
+        return self.rate(index) if callable(self.rate) else self.rate
+
+    def start(self, name: str, tensor: Tensor) -> State:
+        """What is remembered of a tensor at rest."""
+        state = {f"{name}_{key}": value for key, value in self._memory(tensor).items()}
+        if self.average:
+            zero = self.average.from_zero
+            state[f"{name}_average"] = torch.zeros_like(tensor) if zero else tensor
+        return state
+
+    def move(self, state: State, name: str, gradient: Tensor | Rows, index: int) -> State:
+        """The entries of the state that round `index` changes; those at home change in place."""
+        moved = self._moved(state, name, gradient, self.rate_at(index))
+        if self.average:
+            key, share = f"{name}_average", self.average.share
+            moved[key] = share * state[key] + (1 - share) * moved[name]
+        return moved
+
+    def product(self, state: State, name: str) -> Tensor:
+        """The tensor as it is in the end: its average, if there is one."""
+        if not self.average:
+            return state[name]
+        if not self.average.from_zero:
+            return state[f"{name}_average"]
+        weight = 1 - self.average.share ** float(state[f"{name}_count"])
+        return state[f"{name}_average"] / weight if weight else state[name]
+
+    @abstractmethod
+    def _memory(self, tensor: Tensor) -> State:
+        """What an optimizer at rest remembers, by its own names."""
+
+    @abstractmethod
+    def _moved(self, state: State, name: str, gradient: Tensor | Rows, rate: float) -> State:
+        """The tensor and what is remembered of it, after a step."""
+
+
+@dataclass(frozen=True)
+class Momentum(Mover):
+    """v <- m v + g; x <- x - rate v. Rows without a gradient move on by their momentum."""
+
+    momentum: float = 0.0
+    least: float | None = None  # the tensor stays above
+
+    def _memory(self, tensor: Tensor) -> State:
+        return {"velocity": torch.zeros_like(tensor)}
+
+    def _moved(self, state: State, name: str, gradient: Tensor | Rows, rate: float) -> State:
+        tensor, velocity = state[name], state[f"{name}_velocity"]
+        if self.at_home:  # without a copy of what may be larger than the device
+            velocity *= self.momentum
+            if isinstance(gradient, Rows):
+                values = gradient.values.to(velocity.device)
+                velocity[gradient.index.to(velocity.device)] += values
+            else:
+                velocity += gradient.to(velocity.device)
+            return {name: tensor.sub_(velocity, alpha=rate), f"{name}_velocity": velocity}
+        velocity = self.momentum * velocity + gradient
+        tensor = tensor - rate * velocity
+        if self.least is not None:
+            tensor = tensor.clamp_min(self.least)
+        return {name: tensor, f"{name}_velocity": velocity}
+
+
+@dataclass(frozen=True)
+class _Adaptive(Mover):
+    """A mover that remembers two moments and the number of its steps."""
+
+    def _memory(self, tensor: Tensor) -> State:
+        return dict(vars(Moments.at_rest(tensor)))
+
+    def _moved(self, state: State, name: str, gradient: Tensor | Rows, rate: float) -> State:
+        tensor = state[name].clone()
+        moments = Moments(*(state[f"{name}_{key}"].clone() for key in ("first", "second", "count")))
+        self._descend(tensor, gradient, moments, rate)
+        return {name: tensor, **{f"{name}_{key}": value for key, value in vars(moments).items()}}
+
+    @abstractmethod
+    def _descend(self, tensor: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
+        """One step, in place."""
+
+
+@dataclass(frozen=True)
+class Adam(_Adaptive):
+    """Adam."""
+
+    def _descend(self, tensor: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
+        adam_(tensor, gradient, moments, rate)
+
+
+@dataclass(frozen=True)
+class Lamb(_Adaptive):
+    """LAMB: `rate` is the share of its norm that the tensor moves."""
+
+    def _descend(self, tensor: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
+        lamb_(tensor, gradient, moments, rate)
+
+
+@dataclass(frozen=True)
+class AdaBelief(_Adaptive):
+    """AdaBelief."""
+
+    def _descend(self, tensor: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
+        adabelief_(tensor, gradient, moments, rate)
