@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from apm_core.data.whitening import Whitening
-from apm_core.errors import ConfigError
+from apm_core.data.whitening_file import WhiteningFile
+from apm_core.errors import ArtifactError, ConfigError
 from apm_core.nets.base import Shape
 from apm_core.runtime import store
 from apm_core.training.recipe import Recipe
@@ -29,7 +30,8 @@ class DistilledSet:
         classes: (N,) int64, the class that each image stands for.
         targets: (N, classes) float32 for the recipe's loss, usually teacher logits.
         recipe: how to train on it.
-        whitening: from pixels to the working space and back; apply it to test images.
+        pixels: (N, C, H, W) uint8, the images as they look, the whitening undone.
+        whitening_file: what whitened the images; None when they are plain [0, 1] pixels.
         class_names: in the order of the class indices.
         artifact: settings, versions, seconds and hashes of the run that made it.
     """
@@ -38,7 +40,8 @@ class DistilledSet:
     classes: Tensor
     targets: Tensor
     recipe: Recipe
-    whitening: Whitening
+    pixels: Tensor
+    whitening_file: WhiteningFile | None
     class_names: tuple[str, ...]
     artifact: store.Artifact
 
@@ -46,6 +49,14 @@ class DistilledSet:
     def shape(self) -> Shape:
         """What a network for these images must read."""
         return Shape.of(self.images.shape, len(self.class_names))
+
+    @property
+    def whitening(self) -> Whitening:
+        """From pixels to the working space and back; apply it to test images.
+
+        Raises ArtifactError when its file does not lie beside the set or is of other data.
+        """
+        return self.whitening_file.whitening if self.whitening_file else Whitening("none")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,7 +74,7 @@ class DistilledSet:
         """The images in true colours: (N, H, W, 3) uint8, grey sets repeated over the three
         channels.
         """
-        pixels = self.whitening.to_uint8(self.images).permute(0, 2, 3, 1).numpy()
+        pixels = self.pixels.permute(0, 2, 3, 1).numpy()
         return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
     def select(
@@ -91,6 +102,7 @@ class DistilledSet:
             images=self.images[index],
             classes=self.classes[index],
             targets=self.targets[index],
+            pixels=self.pixels[index],
         )
 
     def _class(self, key: int | str) -> int:
@@ -126,29 +138,43 @@ def save(
         "images": distilled.images.numpy(),
         "classes": distilled.classes.numpy(),
         "targets": distilled.targets.numpy(),
-        **distilled.whitening.arrays(),
+        "pixels": distilled.pixels.numpy(),
     }
+    file = distilled.whitening_file
     info = {
         **info,
         "recipe": distilled.recipe.to_dict(),
-        "whitening": distilled.whitening.kind,
+        "whitening": {"file": file.path.name, "content": file.content} if file else None,
         "class_names": list(distilled.class_names),
     }
     return store.write(path, KIND, arrays, settings=settings, inputs=inputs, info=info)
 
 
 def load(path: str | Path) -> DistilledSet:
-    """Open a distilled set such as `results/cifar10_ipc50.apm.zarr.zip`.
+    """Open a distilled set such as `results/cifar10_ipc50.apm.zarr.zip`. The file of its whitening
+    is looked for in the same folder, when `whitening` is first asked for.
 
-    Raises ArtifactError when the file is missing, damaged or not a distilled set.
+    Raises ArtifactError when the file is missing, damaged, not a distilled set, or one of an
+    earlier version.
     """
     artifact = store.read(path, KIND)
+    if "pixels" not in artifact.arrays:
+        raise ArtifactError(
+            f"{path}: an earlier apm wrote it, with its whitening inside and without its pixels:"
+            f" delete {path} and run snakemake again"
+        )
+    stated = artifact.info["whitening"]
+    file = stated and WhiteningFile(
+        Path(path).parent / Path(stated["file"]).name,  # no other folder, whatever the file says
+        stated["content"],
+    )
     return DistilledSet(
         images=torch.from_numpy(artifact.arrays["images"]),
         classes=torch.from_numpy(artifact.arrays["classes"]),
         targets=torch.from_numpy(artifact.arrays["targets"]),
         recipe=Recipe(**artifact.info["recipe"]),
-        whitening=Whitening.from_arrays(artifact.info["whitening"], artifact.arrays),
+        pixels=torch.from_numpy(artifact.arrays["pixels"]),
+        whitening_file=file,
         class_names=tuple(artifact.info["class_names"]),
         artifact=artifact,
     )

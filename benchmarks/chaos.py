@@ -67,7 +67,7 @@ def kind_of(path: Path) -> str:
     """The kind of artifact that the workflow lays down at `path`."""
     if path.suffix == ".zip":
         if path.parent.name == "results":
-            return "distilled set"
+            return "whitening" if ".whitening." in path.name else "distilled set"
         place = path.parts[path.parts.index("digits") + 1]
         return {"data.zarr.zip": "data", "distill": "shard"}.get(place, "teachers")
     place = path.parent.name
@@ -306,9 +306,11 @@ class Reader:
         if kind == "results":
             summarize_folder(results)
         elif kind != "shard":
-            sets = {
-                file.name.split(".")[1]: distilled.load(file) for file in results.glob("*.zarr.zip")
-            }
+            files = results.glob("*_ipc*.zarr.zip")
+            sets = {file.name.split(".")[1]: distilled.load(file) for file in files}
+            if kind == "whitening":
+                for one in sets.values():
+                    one.whitening  # noqa: B018 - reads its file
             scores = [*work.glob("ceiling/*"), *work.glob("evaluate/*/*")]
             scores += [file for file in work.glob("nas/ipc*") if "proxy" not in file.name]
             collect("digits", json.loads(self.plan.collect()), sets, scores)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from apm_core import distilled
+from apm_core.data import whitening_file
 from apm_core.runtime.device import Compute
 from apm_core.runtime.run import Run
 from apm_core.stages.distill import distill_shard
@@ -158,5 +159,6 @@ def real_set(
     """Four real digits per class with the logits of one teacher, read from its file."""
     path = tmp_path_factory.mktemp("results") / "digits_ipc4.random.zarr.zip"
     pool = TeacherPool.open(teacher_files, digits, cpu)
-    merge(path, merge_settings, random_files, digits, pool, cpu)
+    merge(path, merge_settings, random_files, digits, pool, cpu, "digits.whitening.zarr.zip")
+    whitening_file.write(path.with_name("digits.whitening.zarr.zip"), digits)
     return distilled.load(path)

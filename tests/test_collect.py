@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from apm_core import scores
-from apm_core.data.whitening import Whitening
 from apm_core.distilled import DistilledSet
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store
@@ -59,7 +58,8 @@ def distilled_set(method: str) -> DistilledSet:
         classes=torch.arange(3).repeat(2),
         targets=torch.zeros(6, 3),
         recipe=Recipe(passes=1, lr=0.1),
-        whitening=Whitening("none"),
+        pixels=torch.zeros(6, 1, 4, 4, dtype=torch.uint8),
+        whitening_file=None,
         class_names=("car", "doll", "kite"),
         artifact=artifact,
     )

@@ -1,6 +1,8 @@
 """The product as a user meets it."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +10,13 @@ import torch
 
 import apm_core
 from apm_core import distilled
+from apm_core.data import whitening_file
+from apm_core.data.prepared import PreparedData
 from apm_core.data.whitening import Whitening
+from apm_core.data.whitening_file import WhiteningFile
 from apm_core.errors import ArtifactError, ConfigError
 from apm_core.nets.base import Shape
+from apm_core.runtime import store
 from apm_core.training.recipe import Recipe
 
 
@@ -46,7 +52,7 @@ def test_colours_keep_their_channels(real_set):
     pixels = pixels.to(torch.uint8)
     for kind in ("none", "channel", "zca"):
         whitening = Whitening.fit(pixels, kind)
-        one = replace(real_set, images=whitening.apply(pixels), whitening=whitening)
+        one = replace(real_set, pixels=whitening.to_uint8(whitening.apply(pixels)))
         np.testing.assert_array_equal(one.images_rgb(), pixels.permute(0, 2, 3, 1).numpy())
 
 
@@ -58,6 +64,8 @@ def test_classes_are_selected_by_index_or_name_in_the_order_given(real_set):
         rows = by_index.classes == c
         assert torch.equal(by_index.images[rows], real_set.images[real_set.classes == c])
         assert torch.equal(by_index.targets[rows], real_set.targets[real_set.classes == c])
+        shown = real_set.images_rgb()[real_set.classes.numpy() == c]
+        np.testing.assert_array_equal(by_index.images_rgb()[rows.numpy()], shown)
     assert by_index.class_names == real_set.class_names
 
 
@@ -98,10 +106,11 @@ def test_save_and_load_are_inverse(real_set, tmp_path):
     distilled.save(path, given, settings={"a": 1}, inputs={}, info={"method": "apm"})
     found = apm_core.load(path)
     assert (found.recipe, found.class_names) == (recipe, given.class_names)
-    for name in ("images", "classes", "targets"):
+    for name in ("images", "classes", "targets", "pixels"):
         assert torch.equal(getattr(found, name), getattr(given, name))
-    for name in ("mean", "matrix", "inverse"):
-        assert torch.equal(getattr(found.whitening, name), getattr(given.whitening, name))
+    assert found.whitening_file == replace(
+        given.whitening_file, path=tmp_path / "digits.whitening.zarr.zip"
+    )
     assert found.artifact.settings == {"a": 1} and found.artifact.info["method"] == "apm"
     assert isinstance(found, apm_core.DistilledSet)
 
@@ -111,3 +120,82 @@ def test_only_a_distilled_set_is_loaded(random_files, tmp_path):
         distilled.load(random_files[0])
     with pytest.raises(ArtifactError, match="there is no such file"):
         distilled.load(tmp_path / "missing.zarr.zip")
+
+
+@pytest.fixture
+def alone(real_set, tmp_path):
+    """The path of a copy of the set without the file of its whitening."""
+    return Path(shutil.copy(real_set.artifact.path, tmp_path / "copy.zarr.zip"))
+
+
+def test_the_whitening_is_that_of_the_data(real_set, digits):
+    for name in ("mean", "matrix"):
+        assert torch.equal(getattr(real_set.whitening, name), getattr(digits.whitening, name))
+    assert real_set.select(ipc=1).whitening is real_set.whitening
+
+
+def test_only_the_whitening_itself_needs_its_file(alone, real_set, digits):
+    found = apm_core.load(alone)
+    np.testing.assert_array_equal(found.images_rgb(), real_set.images_rgb())
+    assert found.select(classes=[3], ipc=2).images_rgb().shape == (2, 8, 8, 3)
+    assert len(found.dataset()) == 40 and found.artifact.content == real_set.artifact.content
+    file = alone.with_name("digits.whitening.zarr.zip")
+    with pytest.raises(ArtifactError, match=f"^{file}: there is no such file.* run snakemake .*$"):
+        found.whitening  # noqa: B018
+    whitening_file.write(file, digits)
+    assert torch.equal(found.whitening.matrix, digits.whitening.matrix)
+
+
+def test_the_whitening_of_another_data_set_is_refused(alone, digits):
+    matrix = digits.whitening.matrix * 2
+    other = PreparedData(digits.artifact, replace(digits.whitening, matrix=matrix))
+    file = alone.with_name("digits.whitening.zarr.zip")
+    whitening_file.write(file, other)
+    with pytest.raises(ArtifactError, match=f"^{file}: this is the whitening of other data than.*"):
+        apm_core.load(alone).whitening  # noqa: B018
+    shutil.copy(digits.artifact.path, file)
+    with pytest.raises(ArtifactError, match="its kind is 'data', expected 'whitening'"):
+        apm_core.load(alone).whitening  # noqa: B018
+
+
+def test_a_set_cannot_name_a_file_in_another_folder(real_set, tmp_path):
+    (tmp_path / "in").mkdir()
+    info = {**real_set.artifact.info, "whitening": {"file": "../secret", "content": "0" * 64}}
+    path = tmp_path / "in" / "set"
+    store.write(path, distilled.KIND, real_set.artifact.arrays, settings={}, info=info)
+    assert apm_core.load(path).whitening_file.path == tmp_path / "in" / "secret"
+
+
+def test_a_set_of_an_earlier_version_is_refused(real_set, digits, tmp_path):
+    arrays = {n: a for n, a in real_set.artifact.arrays.items() if n != "pixels"}
+    arrays |= digits.whitening.arrays()
+    info = {**real_set.artifact.info, "whitening": "zca"}
+    path = tmp_path / "old.zarr.zip"
+    store.write(path, distilled.KIND, arrays, settings={}, info=info)
+    with pytest.raises(
+        ArtifactError, match=f"^{path}: an earlier apm wrote it.*: delete {path} .*"
+    ):
+        apm_core.load(path)
+
+
+def test_100_images_of_cifar10s_size_take_less_than_3_mb(real_set, tmp_path):
+    rng = np.random.default_rng(0)
+    side = 3 * 32 * 32
+    whitening = Whitening(
+        "zca",
+        mean=torch.zeros(side),
+        matrix=torch.from_numpy(rng.normal(size=(side, side)).astype(np.float32)),
+    )
+    file = WhiteningFile(tmp_path / "whitening", store.content_hash(whitening.arrays()))
+    given = replace(
+        real_set,
+        images=torch.from_numpy(rng.normal(size=(100, 3, 32, 32)).astype(np.float32)),
+        classes=torch.arange(100) % 10,
+        targets=torch.from_numpy(rng.normal(size=(100, 10)).astype(np.float32)),
+        pixels=torch.from_numpy(rng.integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)),
+        whitening_file=file,
+    )
+    path = tmp_path / "set.zarr.zip"
+    distilled.save(path, given, settings={}, inputs={}, info={})
+    assert path.stat().st_size < 3e6
+    assert torch.equal(apm_core.load(path).images, given.images)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from apm_core import distilled, methods
+from apm_core.data import whitening_file
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store, streams
 from apm_core.runtime.run import Run
@@ -109,6 +110,39 @@ def test_the_set_carries_its_recipe_costs_and_history(
     assert info["distill_seconds"] == sum(shard.info["seconds"] for shard in shards)
     assert info["peak_memory_bytes"] == max(s.info["peak_memory_bytes"] for s in shards)
     assert (info["device"], info["precision"]) == (shards[0].info["device"], "float32")
+
+
+def test_the_set_names_its_whitening_and_holds_its_pixels(real_set, digits, tmp_path):
+    written = whitening_file.write(tmp_path / "a", digits)
+    assert written.inputs == {"data": digits.artifact.content}
+    assert real_set.artifact.info["whitening"] == {
+        "file": "digits.whitening.zarr.zip",
+        "content": written.content,
+    }
+    assert set(real_set.artifact.arrays) == {"images", "classes", "targets", "pixels"}
+    assert torch.equal(real_set.pixels, digits.whitening.to_uint8(real_set.images))
+
+
+def test_the_content_of_a_set_does_not_depend_on_where_it_lies(
+    real_set, random_files, merge_settings, teachers, digits, cpu, tmp_path
+):
+    found = merge(tmp_path / "a", merge_settings, random_files, digits, teachers, cpu, "b")
+    assert found.content == real_set.artifact.content
+    assert found.info["whitening"] == {**real_set.artifact.info["whitening"], "file": "b"}
+
+
+def test_plain_pixels_need_no_whitening_file(merge_settings, digits_settings, cpu, tmp_path):
+    settings = {**digits_settings, "whitening": "none"}
+    data = prepare(tmp_path / "data", settings, ipc=1, architectures=[])
+    shard = {"method": "random", "options": {}, "ipc": 1, "seed": 0}
+    distill_shard(tmp_path / "shard", shard, 0, data, None, Run(cpu))
+    settings = {**merge_settings, "method": "mtt"}  # whose targets are the classes
+    merge(tmp_path / "set", settings, [tmp_path / "shard"], data, None, cpu)
+    found = distilled.load(tmp_path / "set")
+    assert found.artifact.info["whitening"] is None and found.whitening.kind == "none"
+    assert torch.equal(found.whitening.apply(found.pixels), found.images)
+    empty = whitening_file.write(tmp_path / "whitening", data)  # which the workflow makes of any
+    assert store.read(empty.path, "whitening").content == empty.content
 
 
 def test_shards_of_other_settings_are_refused(

@@ -28,6 +28,7 @@ def test_the_artifact_holds_the_pixels_and_the_whitening(digits, digits_settings
         assert arrays[f"{split}_images"].dtype == np.uint8
     fitted = Whitening.fit(found.train.images, "zca", eps=0.1)
     torch.testing.assert_close(digits.whitening.matrix, fitted.matrix)
+    assert {n for n in arrays if n.startswith("whitening_")} == set(fitted.arrays())
     assert digits.artifact.settings == digits_settings
     assert digits.class_names == [str(digit) for digit in range(10)]
     assert digits.shape == Shape(channels=1, resolution=8, classes=10)

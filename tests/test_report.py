@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from apm_core.data.whitening import Whitening
 from apm_core.distilled import DistilledSet
 from apm_core.report import gallery, table
 from apm_core.runtime import store
@@ -138,11 +137,12 @@ def coloured(classes: int, ipc: int, side: int) -> DistilledSet:
     order = torch.arange(ipc).repeat_interleave(classes)
     colour = torch.stack([10 * labels, 20 * order, torch.full_like(labels, 200)], dim=1)
     return DistilledSet(
-        images=(colour / 255)[:, :, None, None].expand(-1, -1, side, side).contiguous(),
+        images=torch.zeros(len(labels), 3, side, side),
         classes=labels,
         targets=torch.zeros(len(labels), classes),
         recipe=Recipe(passes=1, lr=0.1),
-        whitening=Whitening("none"),
+        pixels=colour.to(torch.uint8)[:, :, None, None].expand(-1, -1, side, side),
+        whitening_file=None,
         class_names=tuple(f"class {c}" for c in range(classes)),
         artifact=store.Artifact("distilled set", {}, {}),
     )
@@ -150,7 +150,7 @@ def coloured(classes: int, ipc: int, side: int) -> DistilledSet:
 
 def test_the_gallery_shows_every_image_in_its_colours(tmp_path):
     one = coloured(classes=3, ipc=4, side=8)
-    other = replace(one, images=1 - one.images)
+    other = replace(one, pixels=255 - one.pixels)
     gallery.write_gallery(tmp_path / "sheet.png", {"apm": one, "random": other})
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.format == "PNG" and image.mode == "RGB"

@@ -90,6 +90,24 @@ def test_a_second_run_does_nothing(finished):
     assert planned(finished) == {}
 
 
+def test_deleted_results_are_made_again_without_training_networks_again(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2)
+    whitening = folder / "results/digits.whitening.zarr.zip"
+    before = store.read(whitening, "whitening").content
+    whitening.unlink()
+    assert planned(folder) == {"whitening": 1, "collect": 1}
+    shutil.rmtree(folder / "results")
+    plan = planned(folder)
+    assert plan["whitening"] == 1 and plan["merge"] == 2
+    assert not plan.keys() & {"prepare", "teachers", "distill", "ceiling", "nas_reference"}
+    run(folder)
+    assert store.read(whitening, "whitening").content == before
+    found = load(folder / "results/digits_ipc10.apm.zarr.zip")
+    pixels = torch.from_numpy(found.images_rgb()[..., :1]).permute(0, 3, 1, 2)
+    assert torch.equal(found.whitening.to_uint8(found.images), pixels)
+
+
 DISTILLED = {"merge": 1, "evaluate": 1, "nas_proxy": 1, "nas": 1, "collect": 1}
 LABELLED = {"merge": 2, "evaluate": 2, "nas_proxy": 2, "nas": 2, "collect": 1}
 EDITS = {

@@ -24,7 +24,7 @@ ALGORITHM = {
     "prepare": 1,
     "teachers": 1,
     "distill": 3,
-    "merge": 1,
+    "merge": 2,
     "evaluate": 1,
     "ceiling": 1,
     "nas_proxy": 1,

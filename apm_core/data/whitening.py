@@ -1,4 +1,4 @@
-"""Scale images for training: to [0, 1], per channel, or by ZCA; each with its exact inverse.
+"""Scale images for training: to [0, 1], per channel, or by ZCA; each can be undone.
 
 ZCA follows the trajectory-matching line of work (Cazenavette et al., "Dataset Distillation by
 Matching Training Trajectories", 2022): on raw [0, 1] pixels, covariance over N - 1, and an absolute
@@ -12,6 +12,7 @@ Deviation: the reference decomposes in float32 by SVD; here a float64 eigendecom
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -33,7 +34,7 @@ CHANNEL_CONSTANTS: dict[str, Constants] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-FIELDS = {"none": (), "channel": ("mean", "std"), "zca": ("mean", "matrix", "inverse")}
+FIELDS = {"none": (), "channel": ("mean", "std"), "zca": ("mean", "matrix")}
 PREFIX = "whitening_"  # of the stored arrays, which share a file with others
 ZCA_MATRICES = 6  # D x D float64 at the peak: covariance, eigenvectors, workspace, products
 
@@ -47,14 +48,12 @@ class Whitening:
         mean: (C,) float32 for "channel"; (D,) for "zca" with D = C*H*W in that order.
         std: (C,) float32 for "channel".
         matrix: (D, D) float32 for "zca", symmetric.
-        inverse: (D, D) float32 for "zca", the inverse of `matrix`.
     """
 
     kind: str
     mean: Tensor | None = None
     std: Tensor | None = None
     matrix: Tensor | None = None
-    inverse: Tensor | None = None
 
     @classmethod
     def fit(
@@ -93,8 +92,15 @@ class Whitening:
             )
         _check_memory(images_uint8, chunk, available_bytes)
         mean, covariance = _moments(images_uint8, chunk)
-        matrix, inverse = _roots(covariance, eps)
-        return cls(kind, mean=mean.float(), matrix=matrix, inverse=inverse)
+        return cls(kind, mean=mean.float(), matrix=_inverse_root(covariance, eps))
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """The inverse of `matrix` for "zca", (D, D) float32, symmetric; computed when first asked
+        for, because it is as large as the matrix and takes seconds.
+        """
+        found = torch.linalg.inv(self.matrix.double())
+        return ((found + found.T) / 2).float()  # rounding leaves it a last bit from symmetric
 
     def apply(self, images: Tensor) -> Tensor:
         """Whiten.
@@ -146,19 +152,20 @@ class Whitening:
 
     @classmethod
     def from_arrays(cls, kind: str, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Rebuild what `arrays` gave; arrays of other names are left alone.
+        """Rebuild what `arrays` gave; arrays of other names, such as the inverse that earlier
+        versions stored too, are left alone.
 
         Raises:
-            ArtifactError: an unknown kind, or not the arrays of this kind.
+            ArtifactError: an unknown kind, or arrays of this kind are missing.
         """
         own = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
-        if kind not in FIELDS or set(own) != set(FIELDS[kind]):
+        if kind not in FIELDS or not own.keys() >= set(FIELDS[kind]):
             wanted = ", ".join(FIELDS.get(kind, ())) or "none"
             raise ArtifactError(
                 f"stored whitening {kind!r} has arrays {', '.join(sorted(own)) or 'none'}, "
                 f"expected {wanted}: run the stage that wrote it again"
             )
-        return cls(kind, **{name: torch.tensor(value) for name, value in own.items()})
+        return cls(kind, **{name: torch.tensor(own[name]) for name in FIELDS[kind]})
 
     def _check_shape(self, images: Tensor) -> None:
         # one channel would otherwise broadcast against three in silence
@@ -255,11 +262,10 @@ def _moments(images: np.ndarray | Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     return mean / 255, scatter.div_((len(images) - 1) * 255.0**2)
 
 
-def _roots(covariance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The whitening matrix and its inverse, (D, D) float32, of a float64 covariance."""
+def _inverse_root(covariance: Tensor, eps: float) -> Tensor:
+    """The whitening matrix, (D, D) float32, of a float64 covariance."""
     values, vectors = torch.linalg.eigh(covariance)
     shifted = values.clamp(min=0) + eps  # rounding leaves null directions a little below zero
-    # a root of each side keeps the product symmetric to the last bit
-    left = vectors * shifted.pow(-0.25)
-    right = vectors * shifted.pow(0.25)
-    return (left @ left.T).float(), (right @ right.T).float()
+    # the root on each side keeps the product symmetric to the last bit
+    half = vectors * shifted.pow(-0.25)
+    return (half @ half.T).float()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apm_core import distilled, methods
 from apm_core.data.prepared import PreparedData
+from apm_core.data.whitening_file import WhiteningFile
 from apm_core.distilled import DistilledSet
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store, streams
@@ -27,10 +28,12 @@ def merge(
     data: PreparedData,
     pool: TeacherPool | None,
     compute: Compute,
+    whitening_name: str = "whitening.zarr.zip",
 ) -> store.Artifact:
     """Concatenate the shards in the order given, label them and write the distilled set to `path`.
 
-    A learned learning rate is the mean of the shards'.
+    A learned learning rate is the mean of the shards'. `whitening_name` is that of the file beside
+    the set which holds the whitening of `data`; the file itself is not touched.
 
     Raises ArtifactError when a shard comes from other data or other settings than the first.
     """
@@ -59,7 +62,8 @@ def merge(
         classes,
         targets,
         recipe,
-        data.whitening,
+        data.whitening.to_uint8(images),
+        whitening_beside(path, whitening_name, data),
         tuple(data.class_names),
         data.artifact,
     )
@@ -81,6 +85,16 @@ def merge(
     }
     inputs |= {f"shard{number}": shard for number, shard in enumerate(shards)}
     return distilled.save(path, result, settings=settings, inputs=inputs, info=info)
+
+
+def whitening_beside(path: str | Path, name: str, data: PreparedData) -> WhiteningFile | None:
+    """The file `name` beside `path` with the whitening of `data`; None where there is none to
+    undo.
+    """
+    if data.whitening.kind == "none":
+        return None
+    content = store.content_hash(data.whitening.arrays())
+    return WhiteningFile(Path(path).with_name(name), content)
 
 
 def pool_labels(

@@ -36,7 +36,7 @@ wildcard_constraints:
     pool=r"teachers|aligned_teachers|experts|flat_experts",
     group=r"\d+",
     shard=r"\d+",
-    method=r"[a-z_]+",
+    method=r"(?!whitening\b)[a-z_]+",  # whose file would be called like a distilled set
     network=r"[a-z0-9_]+",
     protocol=r"own|hard|plain",
 

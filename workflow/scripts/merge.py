@@ -21,4 +21,5 @@ with job(snakemake) as this:
         data,
         TeacherPool.open(teachers, data, this.run.compute) if teachers else None,
         this.run.compute,
+        f"{snakemake.wildcards.dataset}.whitening.zarr.zip",
     )

@@ -1,0 +1,57 @@
+"""The whitening of a data set as a file of its own, which lies beside the distilled sets."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from apm_core.data.prepared import PreparedData
+from apm_core.data.whitening import Whitening
+from apm_core.errors import ArtifactError
+from apm_core.runtime import store
+
+KIND = "whitening"
+
+
+@dataclass(frozen=True)
+class WhiteningFile:
+    """Where a whitening lies and which one it must be; read when first asked for.
+
+    Attributes:
+        path: the file, which need not be there before it is asked for.
+        content: hash of its arrays.
+    """
+
+    path: Path
+    content: str
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """What the file holds.
+
+        Raises ArtifactError when the file is missing, damaged or of another data set.
+        """
+        if not self.path.is_file():
+            raise ArtifactError(
+                f"{self.path}: there is no such file, and the set beside it needs it for its"
+                f" whitening: copy it from where the set was made, or run snakemake {self.path}"
+            )
+        found = store.read(self.path, KIND)
+        if found.content != self.content:
+            raise ArtifactError(
+                f"{self.path}: this is the whitening of other data than the set beside it was"
+                f" made from ({found.content[:12]} against {self.content[:12]}): put the file that"
+                " belongs to the set here, or make the set again"
+            )
+        return Whitening.from_arrays(found.info["whitening"], found.arrays)
+
+
+def write(path: str | Path, data: PreparedData) -> store.Artifact:
+    """Write the whitening of `data` to `path`; an empty artifact for the kind "none"."""
+    return store.write(
+        path,
+        KIND,
+        data.whitening.arrays(),
+        settings=data.artifact.settings,
+        inputs={"data": data.artifact},
+        info={"whitening": data.whitening.kind},
+    )
