@@ -75,7 +75,7 @@ def test_the_rate_is_the_one_that_does_best_on_real_training_images(start, teach
     scores = {}
     for factor in polish.RATES:
         recipe = Recipe(**{**RECIPE.to_dict(), "lr": factor * RECIPE.lr})
-        one = Trainer(teachers.spec.memory(cpu.device), recipe, cpu, examples, networks=1)
+        one = Trainer(teachers.spec.network(cpu.device), recipe, cpu, examples, networks=1)
         one.fit(teachers.spec.fresh(*job.stream, "rate", "network"), *job.stream, "rate")
         scores[recipe.lr] = accuracy(one.net, real, cpu)
     assert len(set(scores.values())) > 1

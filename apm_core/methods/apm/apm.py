@@ -171,7 +171,7 @@ class APM(Method):
         shape, device = pool.spec.shape, compute.device
         count = self.batch or job.ipc * shape.classes
         self.segment = min(job.segment or count, count)
-        student = pool.spec.memory(device)
+        student = pool.spec.network(device)
         networks = self.students * (job.rounds // self.period + 1)
         dtype = student.vector.dtype
         self.examples = Examples(
@@ -179,7 +179,7 @@ class APM(Method):
             torch.zeros(count, shape.classes, device=device, dtype=dtype),
         )
         self.trainer = Trainer(student, self.recipe, compute, self.examples, networks=networks)
-        self.critic = pool.spec.memory(device)  # holds one checkpoint of the student
+        self.critic = pool.spec.network(device)  # holds one checkpoint of the student
         self.critic.module.eval().requires_grad_(False)
         images = (job.rounds + 1) * count
         pairs = self.students * len(self.keep)

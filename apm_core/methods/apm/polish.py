@@ -39,7 +39,7 @@ def polished(
     real = job.data.examples("train", compute).some(REAL, *stream, "real")
     images = shard.images.to(compute.device)
     examples = Examples(images, pool.logits(None, images, compute, epoch=epoch))
-    net = pool.spec.memory(compute.device)
+    net = pool.spec.network(compute.device)
     trainer = Trainer(
         net, recipe, compute, examples, networks=STUDENTS * labels + len(RATES) * rate
     )

@@ -32,11 +32,11 @@ from apm_core.methods.base import (
     settled,
 )
 from apm_core.methods.kernel import network_pool, ridge
+from apm_core.nets.architectures.frepo_conv import FRePoConv
 from apm_core.nets.flat import FlatNet
-from apm_core.nets.frepo_conv import FRePoConv
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
-from apm_core.training.losses import half_mse
+from apm_core.training.losses.half_mse import loss as half_mse
 from apm_core.training.optimizers import Moments, lamb_
 from apm_core.training.recipe import Recipe
 

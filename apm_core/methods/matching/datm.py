@@ -19,7 +19,7 @@ from apm_core.methods.base import Job, Method, Shard, State, are_finite, require
 from apm_core.methods.matching.experts import Experts, Outer, figures_of, inner_training
 from apm_core.methods.matching.trajectory import Inner
 from apm_core.methods.shared.recognised import correct_logits, correct_shard
-from apm_core.training.losses import soft_ce
+from apm_core.training.losses.soft_ce import loss as soft_ce
 from apm_core.training.recipe import Recipe
 
 STARTS = ("correct", "real")

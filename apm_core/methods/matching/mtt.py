@@ -73,7 +73,7 @@ class MTT(Method):
 
     def attach(self, job: Job) -> None:
         """Hold the experts."""
-        self.job, self.net = job, job.spec.memory(job.compute.device)
+        self.job, self.net = job, job.spec.network(job.compute.device)
         loss = soft_cross_entropy if self.soft_labels else F.cross_entropy
         self.training = inner_training(job, self.inner, loss, exact=self.exact)
         self.experts = Experts(job, self, below=self.start_below, length=self.expert_epochs)
