@@ -15,6 +15,7 @@ from apm_core.data.whitening_file import WhiteningFile
 from apm_core.errors import ArtifactError, ConfigError
 from apm_core.nets.base import Shape
 from apm_core.runtime import store
+from apm_core.settings.names import module_of
 from apm_core.training.recipe import Recipe
 
 KIND = "distilled set"
@@ -113,6 +114,17 @@ class DistilledSet:
         raise ConfigError(
             f"classes: there is no class {key!r}; known: {', '.join(self.class_names)}"
         )
+
+    def export(self, kind: str, folder: str | Path) -> None:
+        """Write the set to `folder` in the form of a module of `apm_core.exports`, such as "png".
+
+        Raises ConfigError for an unknown form, and for a folder that holds files, which would
+        look like part of the set.
+        """
+        form, folder = module_of("exports", kind), Path(folder)
+        if any(folder.iterdir()) if folder.is_dir() else folder.exists():
+            raise ConfigError(f"{folder} exists and is not an empty folder: name a new one")
+        form.export(self, folder)
 
     @property
     def image_bytes(self) -> int:

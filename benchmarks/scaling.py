@@ -39,7 +39,7 @@ NETWORKS = 12  # trained by the shards together
 def operations(size: dict[str, Any], compute: Compute) -> float:
     """Floating-point operations of a round: a third of a student, K + 1 networks on the images."""
     shape = Shape(3, size["resolution"], size["classes"])
-    forward = forward_flops(spec_of(WIDTH, shape).memory(compute.device), shape.image, compute)
+    forward = forward_flops(spec_of(WIDTH, shape).network(compute.device), shape.image, compute)
     images = size["batch"] or size["ipc"] * size["classes"]
     student = 3 * forward * images * (size["epochs"] + 1) / 3
     return student + 2 * forward * images * (size["checkpoints"] + 1)
@@ -70,7 +70,7 @@ def train(networks: int, threads: int, start_at: float) -> None:
     compute = choose("cpu", "auto", "on")
     spec, given = spec_of(WIDTH), examples(100, compute)
     trainer = Trainer(
-        spec.memory(compute.device), STUDENT.with_epochs(100), compute, given, networks=10**6
+        spec.network(compute.device), STUDENT.with_epochs(100), compute, given, networks=10**6
     )
     start = spec.fresh("start")
     trainer.fit(start, "warm up")

@@ -65,7 +65,7 @@ def plain_pass(spec: Spec, given: Examples, batch: int, compute: Compute) -> Cal
 def our_pass(spec: Spec, given: Examples, batch: int, compute: Compute) -> Callable[[], object]:
     """One pass of `Trainer`, as a function of no arguments."""
     recipe = replace(STUDENT, batch=batch)
-    trainer = Trainer(spec.memory(compute.device), recipe, compute, given, networks=10**6)
+    trainer = Trainer(spec.network(compute.device), recipe, compute, given, networks=10**6)
     start = spec.fresh("start")
     return lambda: trainer.fit(start, "benchmark")
 
@@ -74,7 +74,7 @@ def measured(width: int, batch: int, compute: Compute) -> dict[str, Any]:
     """One row per path, and the rate of matrix products."""
     torch._dynamo.reset()
     spec, given = spec_of(width), examples(STEPS * batch, compute)
-    flops = 3 * forward_flops(spec.memory(compute.device), spec.shape.image, compute)
+    flops = 3 * forward_flops(spec.network(compute.device), spec.shape.image, compute)
     paths = variants(compute)
     plain = Elsewhere("benchmarks.step", "--plain", width, batch)
     passes: dict[str, Callable[[], object]] = {"plain": plain}

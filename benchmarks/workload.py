@@ -71,7 +71,7 @@ def job(
     home: torch.device | None = None,
 ) -> Job:
     """A shard of `ipc` images of noise per class, with two untrained teachers."""
-    net = spec.memory(compute.device)
+    net = spec.network(compute.device)
     net.module.eval().requires_grad_(False)
     pool = TeacherPool(spec, torch.stack([spec.fresh("teacher", i) for i in range(2)]), net)
     return Job(Noise(spec.shape), pool, compute, ipc, 0, 2500, 0, segment, home)

@@ -27,7 +27,7 @@ CPU = Compute(torch.device("cpu"), compile="off")
 class DoubleSpec(Spec):
     """Networks in float64, so that sums in another order agree to twelve digits."""
 
-    def memory(self, device: torch.device) -> FlatNet:
+    def network(self, device: torch.device) -> FlatNet:
         return FlatNet(self.build().double().to(device))
 
     def fresh(self, *stream: streams.Key) -> Tensor:
@@ -47,7 +47,7 @@ class Images:
 def pool() -> TeacherPool:
     spec = DoubleSpec("convnet", SHAPE, width=6, depth=1)
     vectors = torch.stack([spec.fresh("teacher", i) for i in range(3)])
-    net = spec.memory(CPU.device)
+    net = spec.network(CPU.device)
     net.module.eval().requires_grad_(False)
     return TeacherPool(spec, vectors, net)
 
@@ -85,7 +85,7 @@ def loss_of(
     """Equation 4 of the paper in one expression, networks built anew."""
 
     def predict(vector: Tensor) -> Tensor:
-        net = pool.spec.memory(CPU.device)
+        net = pool.spec.network(CPU.device)
         net.load(vector)
         return net.module(images)
 

@@ -47,7 +47,7 @@ def unrolled(job: Job, method: BPTT, state: dict, index: int) -> tuple[Tensor, l
     names = ("images", "targets", "log_rate")
     leaves = [state[name].clone().requires_grad_() for name in names]
     images, targets, log_rate = leaves
-    net, theta = job.spec.memory(images.device), job.spec.fresh(*stream, "network")
+    net, theta = job.spec.network(images.device), job.spec.fresh(*stream, "network")
     random = streams.generator(*stream, "window")
     first = int(torch.randint(OPTIONS["before"] + 1, (), generator=random))
     for number, step in enumerate(method.inner.draw(10, images.device, *stream)[: first + 4]):

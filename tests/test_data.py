@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from apm_core.data import DATASETS, read
+from apm_core.data import channel_constants, read
 from apm_core.errors import ConfigError, DataError
+from apm_core.settings.names import names_in
 
 
 def noise(seed, size=(8, 8), channels=3):
@@ -35,14 +36,20 @@ def tree(tmp_path):
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(DataError, match=f"'mnist': set dataset.name to one of {DATASETS[0]}, "):
+    with pytest.raises(ConfigError, match=r"'mnist' is none of the sources: .* cifar10, .*, digi"):
         read("mnist")
 
 
-@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"digits"}))
+@pytest.mark.parametrize("name", sorted(set(names_in("data.sources")) - {"digits"}))
 def test_a_folder_is_asked_for(name):
     with pytest.raises(DataError, match=f"{name} needs a folder: set dataset.data_dir"):
         read(name)
+
+
+@pytest.mark.parametrize("name", names_in("data.sources"))
+def test_channel_constants_have_a_mean_and_a_std_for_each_channel(name):
+    constants = channel_constants(name)
+    assert constants is None or [len(part) for part in constants] == [3, 3]
 
 
 @pytest.mark.parametrize(

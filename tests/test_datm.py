@@ -18,7 +18,7 @@ from apm_core.runtime.run import Run
 from apm_core.stages.distill import distill_shard
 from apm_core.stages.merge import merge
 from apm_core.training import augment
-from apm_core.training.losses import soft_ce
+from apm_core.training.losses.soft_ce import loss as soft_ce
 from apm_core.training.recipe import Recipe
 
 RECIPE = Recipe(passes=1, lr=0.01, loss="soft_ce", augment="crop_scale")
@@ -99,7 +99,7 @@ def unrolled(job: Job, method: DATM, state: dict, index: int) -> tuple[float, li
     start, target = method.experts.piece(method.epochs(index), *stream)
     leaves = [state[key].clone().requires_grad_() for key in ("images", "targets", "rate")]
     images, labels, rate = leaves
-    theta, net = start.clone().requires_grad_(), job.spec.memory(images.device)
+    theta, net = start.clone().requires_grad_(), job.spec.network(images.device)
     for step in method.inner.draw(len(images), images.device, *stream):
         seen = net.at(theta, augment.augment(images[step.index], step.drawn))
         value = -(labels[step.index].softmax(1) * seen.log_softmax(1)).sum(1).mean()

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from apm_core.errors import ConfigError
+from apm_core.nets.architectures.convnet import ConvNet
 from apm_core.nets.base import Shape
-from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import device, streams
 from apm_core.runtime.device import Compute, _lock_one, choose, reserved

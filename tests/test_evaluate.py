@@ -41,7 +41,7 @@ def scores(result: dict) -> dict:
 
 def by_hand(spec: Spec, recipe: Recipe, examples: Examples, data, cpu, *stream) -> float:
     """The accuracy of one network, from the pieces that the other tests check."""
-    one = Trainer(spec.memory(cpu.device), recipe, cpu, examples, networks=1)
+    one = Trainer(spec.network(cpu.device), recipe, cpu, examples, networks=1)
     one.fit(spec.fresh(*stream, "weights"), *stream)
     return accuracy(one.net, data.examples("test", cpu), cpu)
 
@@ -138,7 +138,7 @@ def test_the_best_rate_on_training_images_is_used(real_set, digits, cpu, searche
     stream = (3, "evaluate", "own")
     real, found = digits.examples("train", cpu).some(rate_search.REAL, *stream, "real"), {}
     for factor in searched["rates"][:3]:
-        one = Trainer(spec.memory(cpu.device), recipe, cpu, examples, networks=1)
+        one = Trainer(spec.network(cpu.device), recipe, cpu, examples, networks=1)
         name, lr = (*stream, "convnet", "rate"), factor * recipe.lr
         one.fit(spec.fresh(*name, "network"), *name, lr=lr)
         found[lr] = accuracy(one.net, real, cpu)

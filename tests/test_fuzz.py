@@ -14,7 +14,7 @@ from PIL import Image
 from plan import Plan, check_schema
 from snakemake.utils import validate
 
-from apm_core.data.readers import read
+from apm_core.data import read
 from apm_core.errors import ApmError, ArtifactError, ConfigError
 from apm_core.runtime import store
 

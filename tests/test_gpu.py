@@ -47,7 +47,7 @@ def exact_matrices():
 def test_captured_steps_equal_plain_ones(recipe):
     given, start, results = examples(GPU.device), SPEC.fresh("start"), []
     for compute in (GPU, replace(GPU, compile="on"), replace(GPU, compile="auto")):
-        trainer = Trainer(SPEC.memory(GPU.device), recipe, compute, given, networks=1)
+        trainer = Trainer(SPEC.network(GPU.device), recipe, compute, given, networks=1)
         for network in range(2):  # the second replays what the first captured
             trainer.fit(start, network)
         results.append(trainer.net.snapshot().cpu() - start)

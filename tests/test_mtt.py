@@ -51,7 +51,7 @@ def unrolled(job: Job, method: MTT, images: Tensor, targets: Tensor, loss) -> li
     start, target = method.experts.piece(range(2), *stream)
     leaf, rate = images.clone().requires_grad_(), torch.tensor(0.05, requires_grad=True)
     theta = start.clone().requires_grad_()
-    net = job.spec.memory(images.device)
+    net = job.spec.network(images.device)
     for step in method.inner.draw(len(images), images.device, *stream):
         seen = augment.augment(leaf[step.index], step.drawn)
         value = loss(net.at(theta, seen), targets[step.index])
@@ -69,7 +69,7 @@ def test_a_round_follows_the_gradient_of_full_unrolling(job, soft):
     before, targets = state["images"].clone(), state["classes"]
     if soft:
         _, target = method.experts.piece(range(2), *job.stream, 0)
-        net = job.spec.memory(before.device)
+        net = job.spec.network(before.device)
         net.load(target)
         targets = net(before).softmax(1).detach()
     figures = method.step(state, 0)

@@ -10,11 +10,13 @@ from torch.nn import functional as F
 from torchvision.models import resnet18, vgg
 
 from apm_core.errors import ConfigError
-from apm_core.nets import ARCHITECTURES, Shape, build, why_not
+from apm_core.nets import Shape, build, require_fit, takers, why_not
+from apm_core.nets.architectures.frepo_conv import FRePoConv
 from apm_core.nets.base import instance_norm
-from apm_core.nets.frepo_conv import FRePoConv
 from apm_core.runtime.streams import generator, seeded
+from apm_core.settings.names import names_in
 
+ARCHITECTURES = names_in("nets.architectures")
 CIFAR = Shape(channels=3, resolution=32, classes=10)
 COUNTS = [
     ("convnet", None, 32, 10, 320_010),
@@ -224,7 +226,7 @@ def test_resnet18_of_a_quarter_of_the_width_has_a_quarter_of_all_channels():
 
 def test_resnet18_at_8_px_would_be_constant():
     """Why 8 px are refused although 8 divides 8."""
-    from apm_core.nets.resnet import ResNet18
+    from apm_core.nets.architectures.resnet18 import ResNet18
 
     a, b = ResNet18(Shape(3, 8, 10))(images(2, 3, 8, 8))
     torch.testing.assert_close(a, b)
@@ -304,12 +306,12 @@ def test_why_not(resolution, fitting):
             "vgg11",
             28,
             r"^vgg11 cannot read 28x28 images with 1 channels: it needs a resolution that is a "
-            r"multiple of 32, got 28 \(these can: convnet, vit, frepo_conv\)$",
+            r"multiple of 32, got 28 \(these can: convnet, frepo_conv, vit\)$",
         ),
         ("alexnet", 30, r"multiple of 8, got 30 \(these can: convnet, frepo_conv\)"),
         ("resnet18", 30, r"multiple of 8, got 30"),
         ("vit", 30, r"multiple of 4, got 30"),
-        ("resnet18", 8, r"instance norm erases the image.*these can: convnet, alexnet, vit"),
+        ("resnet18", 8, r"instance norm erases the image.*: alexnet, convnet, frepo_conv, vit"),
         ("convnet", 1, r"at least 2 pixels per side, got 1 \(these can: none\)"),
     ],
 )
@@ -319,7 +321,7 @@ def test_a_shape_that_does_not_fit(name, resolution, message):
 
 
 def test_unknown_architecture():
-    message = r"architecture 'VGG' is unknown: choose one of convnet, alexnet, vgg11, resnet18, vit"
+    message = r"'VGG' is none of the architectures: choose one of alexnet, convnet, frepo_conv, res"
     with pytest.raises(ConfigError, match=message):
         build("VGG", CIFAR)
     with pytest.raises(ConfigError, match=message):
@@ -340,6 +342,28 @@ def test_settings_of_other_networks(name, key, owners):
         ConfigError, match=rf"{key}=3 is a setting of {owners}: remove it for {name}"
     ):
         build(name, CIFAR, **{key: 3})
+
+
+def test_the_architectures_that_take_a_setting():
+    assert takers("width") == ("convnet", "resnet18") and takers("depth") == ("convnet",)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_whether_a_network_fits_is_told_without_drawing_weights(name):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    require_fit(name, CIFAR)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_settings_that_do_not_fit_are_refused_before_anything_is_built():
+    require_fit("convnet", CIFAR, width=8, depth=2)
+    with pytest.raises(ConfigError, match="width=8 is a setting of convnet and resnet18: remove"):
+        require_fit("vgg11", CIFAR, width=8)
+    with pytest.raises(ConfigError, match="depth=6 halves 32 px to nothing"):
+        require_fit("convnet", CIFAR, depth=6)
+    with pytest.raises(ConfigError, match=r"vgg11 cannot read 8x8 .* \(these can: alex"):
+        require_fit("vgg11", Shape(3, 8, 10))
 
 
 @pytest.mark.parametrize("key", ["width", "depth"])

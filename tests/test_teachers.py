@@ -51,7 +51,7 @@ def test_a_teacher_is_its_stream_its_recipe_and_the_training_split(
     recipe = teacher_recipe(teacher_settings)
     assert (recipe.passes, recipe.drop, recipe.loss) == (2, 1, "ce")
     train = digits.examples("train", cpu)
-    one = Trainer(spec.memory(cpu.device), recipe, cpu, train, networks=1)
+    one = Trainer(spec.network(cpu.device), recipe, cpu, train, networks=1)
     one.fit(spec.fresh(0, "teacher", 2, "weights"), 0, "teacher", 2)
     assert torch.equal(one.net.vector, teachers.vectors[2])
 

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from apm_core import nets
 from apm_core.data.examples import Examples
 from apm_core.errors import ConfigError, DivergenceError
+from apm_core.nets.architectures.convnet import ConvNet
 from apm_core.nets.base import Shape
-from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.runtime import device, streams
 from apm_core.runtime.device import Compute
 from apm_core.runtime.resume import Part, Resume, each
+from apm_core.settings.names import names_in
 from apm_core.training import augment
-from apm_core.training.inference import accuracy, forward_flops, logits
-from apm_core.training.losses import LOSSES
+from apm_core.training.inference import accuracy, forward_flops, logits, measures
+from apm_core.training.losses import loss_of
 from apm_core.training.recipe import Recipe
 from apm_core.training.trainer import Rows, Trainer
 
@@ -208,7 +209,7 @@ def test_hard_labels_change_the_loss_alone():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"loss": "l2"}, "loss: there is no loss 'l2'; known: ce, soft_ce, l1, half_mse"),
+        ({"loss": "l2"}, "loss: there is no loss 'l2'; known: ce, half_mse, l1, soft_ce"),
         ({"schedule": "linear"}, "schedule: 'linear' is neither step nor cosine"),
         ({"optimizer": "lamb"}, "optimizer: 'lamb' is neither sgd nor adam"),
         ({"optimizer": "adam", "nesterov": True}, "nesterov: true goes with optimizer sgd: set it"),
@@ -374,7 +375,7 @@ def test_divergence_is_noticed_in_its_pass_when_progress_is_shown(cpu):
         one.fit(one.net.snapshot(), 0, progress=lambda *_: None)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", names_in("training.losses"))
 def test_losses_equal_their_closed_forms(loss):
     random = torch.Generator().manual_seed(1)
     predicted, soft = torch.randn(2, 6, 4, generator=random, dtype=torch.float64)
@@ -388,7 +389,7 @@ def test_losses_equal_their_closed_forms(loss):
         "l1": np.abs(z - y).sum() / 24,
         "half_mse": ((z - y) ** 2).sum() / 12,
     }
-    assert float(LOSSES[loss](predicted, targets)) == pytest.approx(expected[loss], rel=1e-12)
+    assert float(loss_of(loss)(predicted, targets)) == pytest.approx(expected[loss], rel=1e-12)
 
 
 class Reading(nn.Module):
@@ -406,8 +407,11 @@ def test_accuracy_equals_a_count_by_hand(cpu):
     likes = torch.tensor([0, 1, 2, 3, 3, 3, 0])
     targets = torch.tensor([0, 1, 1, 3, 2, 3, 1])
     net = FlatNet(Reading().train())
-    found = accuracy(net, Examples(F.one_hot(likes, 4).float().view(7, 1, 2, 2), targets), cpu)
-    assert found == pytest.approx(100 * 4 / 7)
+    examples = Examples(F.one_hot(likes, 4).float().view(7, 1, 2, 2), targets)
+    assert accuracy(net, examples, cpu) == pytest.approx(100 * 4 / 7)
+    found = measures(net, examples, cpu)
+    assert tuple(found) == names_in("training.metrics")
+    assert found["accuracy"] == accuracy(net, examples, cpu)
 
 
 def test_logits_do_not_depend_on_the_batch(cpu):
@@ -459,7 +463,7 @@ def test_compiled_training_equals_plain_training(cpu):
 
     def train(compute: Compute) -> tuple[Tensor, float]:
         losses = []
-        one = Trainer(spec.memory(cpu.device), RECIPE, compute, examples(), networks=1)
+        one = Trainer(spec.network(cpu.device), RECIPE, compute, examples(), networks=1)
         one.fit(start, "a", progress=lambda *call: losses.append(call[2]["loss"]))
         return one.net.snapshot() - start, losses[-1]
 

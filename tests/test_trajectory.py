@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apm_core.methods.matching.trajectory import Match, Step, Trajectory
+from apm_core.nets.architectures.convnet import ConvNet
 from apm_core.nets.base import Shape
-from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
 from apm_core.runtime.device import Compute
 from apm_core.training import augment
-from apm_core.training.losses import LOSSES
+from apm_core.training.losses import loss_of
 
 SHAPE = Shape(channels=2, resolution=8, classes=3)
 COUNT, BATCH, STEPS = 6, 4, 5
@@ -55,12 +55,12 @@ def unrolled(net, start, target, steps, images, targets, rate, loss) -> tuple[Te
 
 def soft(setting, compute=CPU, **options) -> Match:
     net, *given = setting
-    loss = LOSSES["soft_ce"]
+    loss = loss_of("soft_ce")
     return Trajectory(net, loss, compute, learn_targets=True, **options).match(*given)
 
 
 def test_it_equals_full_unrolling(setting):
-    value, (images, targets, rate) = unrolled(*setting, LOSSES["soft_ce"])
+    value, (images, targets, rate) = unrolled(*setting, loss_of("soft_ce"))
     found = soft(setting)
     for mine, theirs in (
         (found.loss, value),
@@ -74,7 +74,7 @@ def test_it_equals_full_unrolling(setting):
 
 def test_class_labels_are_not_differentiated(setting):
     net, start, target, steps, images, logits, rate = setting
-    given, loss = (start, target, steps, images, logits.argmax(1), rate), LOSSES["ce"]
+    given, loss = (start, target, steps, images, logits.argmax(1), rate), loss_of("ce")
     value, (by_images, by_rate) = unrolled(net, *given, loss)
     found = Trajectory(net, loss, CPU).match(*given)
     assert found.targets is None
@@ -85,7 +85,7 @@ def test_class_labels_are_not_differentiated(setting):
 
 def test_it_equals_finite_differences(setting):
     net, start, target, steps, images, logits, rate = setting
-    found, training = soft(setting), Trajectory(net, LOSSES["soft_ce"], CPU)
+    found, training = soft(setting), Trajectory(net, loss_of("soft_ce"), CPU)
 
     def value(images: Tensor, logits: Tensor, rate: Tensor) -> float:
         return float(training.match(start, target, steps, images, logits, rate).loss)
@@ -108,7 +108,7 @@ def test_it_equals_finite_differences(setting):
 def test_the_approximation_is_that_of_tesla(setting):
     """The published form: w = rate (target - start) + rate^2 G, images get 2/Delta d(w.g_i)/dx."""
     net, start, target, steps, images, logits, rate = setting
-    loss, theta, gradients, parts = LOSSES["soft_ce"], start, [], []
+    loss, theta, gradients, parts = loss_of("soft_ce"), start, [], []
     for step in steps:
         leaf = theta.clone().requires_grad_()
         seen = images[step.index].clone().requires_grad_()
@@ -159,7 +159,7 @@ def test_other_networks_equal_full_unrolling(name):
     found = soft((net, start, target, steps, images, logits, rate))
     with sdpa_kernel(SDPBackend.MATH):
         value, gradients = unrolled(
-            net, start, target, steps, images, logits, rate, LOSSES["soft_ce"]
+            net, start, target, steps, images, logits, rate, loss_of("soft_ce")
         )
     expected = (value, *gradients)
     for mine, theirs in zip(astuple(found), expected, strict=True):

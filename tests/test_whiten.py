@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from apm_core.data import read
-from apm_core.data.whitening import CHANNEL_CONSTANTS, Whitening
+from apm_core.data import channel_constants, read
+from apm_core.data.whitening import Whitening
 from apm_core.errors import ArtifactError, ConfigError, DataError
 
 SHAPE = (40, 3, 4, 5)  # H differs from W, so that a wrong order of axes shows
@@ -98,7 +98,7 @@ def test_channel_uses_true_moments(images):
 
 
 def test_channel_constants_replace_the_measured_ones(images):
-    mean, std = CHANNEL_CONSTANTS["tiny_imagenet"]
+    mean, std = channel_constants("tiny_imagenet")
     whitened = Whitening.fit(images, "channel", constants=(mean, std)).apply(torch.tensor(images))
     expected = (images[3, 2, 1, 4] / 255 - mean[2]) / std[2]
     assert whitened[3, 2, 1, 4].item() == pytest.approx(expected, abs=1e-5)
@@ -179,7 +179,7 @@ def cifar10(cifar10_dir):
 
 def test_channel_constants_are_the_true_ones_of_cifar10(cifar10):
     whitening = Whitening.fit(cifar10.train.images, "channel")
-    mean, std = CHANNEL_CONSTANTS["cifar10"]
+    mean, std = channel_constants("cifar10")
     np.testing.assert_allclose(whitening.mean, mean, atol=1e-4)
     np.testing.assert_allclose(whitening.std, std, atol=1e-4)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from apm_core.data import DATASETS
 from apm_core.errors import ConfigError
 from apm_core.methods import entry
+from apm_core.settings.names import names_in
 from apm_core.settings.text import canonical
 
 ALGORITHM = {
@@ -32,6 +32,7 @@ ALGORITHM = {
     "nas": 1,
     "collect": 1,
 }
+DATASETS = names_in("data.sources")
 WITH_WIDTH = ("convnet", "resnet18")  # as apm_core.nets has it, which loads torch
 POOLS = ("teachers", "aligned_teachers", "experts", "flat_experts")
 NOT_OPTIONS = {"rounds", "recipe", "network", "labels", "label_epoch"}  # keys of a method for Plan

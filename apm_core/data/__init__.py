@@ -2,5 +2,5 @@ from apm_core.data.dataset import Dataset as Dataset
 from apm_core.data.dataset import Split as Split
 from apm_core.data.dataset import hold_out as hold_out
 from apm_core.data.doctor import examine as examine
-from apm_core.data.readers import DATASETS as DATASETS
-from apm_core.data.readers import read as read
+from apm_core.data.request import channel_constants as channel_constants
+from apm_core.data.request import read as read

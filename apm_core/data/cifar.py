@@ -8,31 +8,28 @@ from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
 from apm_core.data.dataset import Dataset, Split
 from apm_core.data.images import ImageForm, refit
+from apm_core.data.request import Request
 from apm_core.errors import DataError
 
-SETS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
+def read_cifar(source: type[CIFAR10], request: Request) -> Dataset:
+    """Read the official files of `source`, or their archive, in the request's folder.
 
-def read_cifar(name: str, data_dir: Path, form: ImageForm, *, download: bool) -> Dataset:
-    """Read `cifar10` or `cifar100`, 50,000 and 10,000 images of 32 x 32 pixels.
-
-    Args:
-        name: which of the two.
-        data_dir: folder that holds, or receives, the official files or their archive.
-        form: wanted side, channels and fit.
-        download: fetch what is missing; files already there are used without network.
+    With `download`, what is missing is fetched into it; files already there are used without
+    network.
 
     Raises:
         DataError: missing or damaged files, and no download.
     """
-    source = SETS[name]
+    data_dir = request.root
     # torchvision unpacks an archive only on the way of a download, for which an intact one suffices
-    download = download or check_integrity(data_dir / source.filename, source.tgz_md5)
+    archive = data_dir / source.filename
+    download = request.download or check_integrity(archive, source.tgz_md5)
     try:
         train, test = (
             _load(source, data_dir, train=part, download=download) for part in (True, False)
@@ -42,10 +39,10 @@ def read_cifar(name: str, data_dir: Path, form: ImageForm, *, download: bool) ->
         files.append(source.meta["filename"])
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{name} is not in {data_dir} ({reason}): put there {source.filename}, or the folder "
-            f"{source.base_folder} with the official files {', '.join(files)}"
+            f"{request.name} is not in {data_dir} ({reason}): put there {source.filename}, or the "
+            f"folder {source.base_folder} with the official files {', '.join(files)}"
         ) from error
-    return Dataset(_split(train, form), _split(test, form), tuple(train.classes))
+    return Dataset(_split(train, request.form), _split(test, request.form), tuple(train.classes))
 
 
 def _load(source: type[CIFAR10], data_dir: Path, *, train: bool, download: bool) -> CIFAR10:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apm_core.data.request import Constants
 from apm_core.errors import ArtifactError, ConfigError, DataError
 
 Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std per channel of [0, 1] pixels

@@ -23,7 +23,7 @@ from apm_core.methods.movers import Adam, State
 from apm_core.runtime import streams
 from apm_core.settings.methods.bptt import BPTTSettings
 from apm_core.training.inference import forward_flops
-from apm_core.training.losses import soft_ce
+from apm_core.training.losses.soft_ce import loss as soft_ce
 from apm_core.training.recipe import Recipe
 
 START_LOGIT = 4.0  # of an image's own class, the others begin at 0
@@ -76,7 +76,7 @@ class BPTT(Method):
 
     def attach(self, job: Job) -> None:
         """Hold the real images, and compile what is done in every round."""
-        self.job, compute, net = job, job.compute, job.spec.memory(job.compute.device)
+        self.job, compute, net = job, job.compute, job.spec.network(job.compute.device)
         self.training = inner_training(job, self.inner, soft_ce, learn_targets=True)
         self.real = job.data.examples("train", compute)
 

@@ -59,7 +59,7 @@ class DC(Method):
     def attach(self, job: Job) -> None:
         """Hold the real images, and the network with its trainer."""
         self.job, self.real, device = job, RealClasses(job), job.compute.device
-        self.net = job.spec.memory(device)
+        self.net = job.spec.network(device)
         count = job.ipc * job.spec.shape.classes
         dtype = self.net.vector.dtype
         self.examples = Examples(
@@ -67,7 +67,7 @@ class DC(Method):
             torch.zeros(count, device=device, dtype=torch.int64),
         )
         self.trainer = Trainer(
-            job.spec.memory(device), self.inner, job.compute, self.examples, networks=job.rounds
+            job.spec.network(device), self.inner, job.compute, self.examples, networks=job.rounds
         )
 
     def step(self, state: State, index: int) -> Update:

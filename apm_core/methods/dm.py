@@ -35,7 +35,7 @@ class DM(Method):
     def attach(self, job: Job) -> None:
         """Hold the real images, and memory for the random network."""
         self.job, self.real = job, RealClasses(job)
-        self.net = job.spec.memory(job.compute.device)
+        self.net = job.spec.network(job.compute.device)
         self.net.module.requires_grad_(False)
         require_embedding(f"methods.{self.name}", job.spec, self.net.module)
 

@@ -1,31 +1,20 @@
-"""The network architectures, by name.
+"""The network architectures, by name: one module of `apm_core.nets.architectures` for each.
 
 Weights start from the framework's defaults, drawn from the global generator: build inside
 `streams.seeded(...)` for a network that depends on nothing but its seed.
 """
 
+import inspect
+
+import torch
 from torch import nn
 
 from apm_core.errors import ConfigError
-from apm_core.nets.alexnet import AlexNet
 from apm_core.nets.base import Shape as Shape
-from apm_core.nets.convnet import ConvNet
 from apm_core.nets.flat import FlatNet as FlatNet
-from apm_core.nets.frepo_conv import FRePoConv
-from apm_core.nets.resnet import ResNet18
-from apm_core.nets.vgg import VGG11
-from apm_core.nets.vit import ViT
+from apm_core.settings.names import module_of, names_in
 
-_REGISTRY = {
-    "convnet": ConvNet,
-    "alexnet": AlexNet,
-    "vgg11": VGG11,
-    "resnet18": ResNet18,
-    "vit": ViT,
-    "frepo_conv": FRePoConv,
-}
-ARCHITECTURES = tuple(_REGISTRY)
-WITH_WIDTH = ("convnet", "resnet18")  # those that can be made narrower or wider
+FOLDER = "nets.architectures"
 
 
 def why_not(name: str, shape: Shape) -> str | None:
@@ -33,19 +22,22 @@ def why_not(name: str, shape: Shape) -> str | None:
 
     Raises ConfigError when there is no architecture of that name.
     """
-    if name not in _REGISTRY:
-        known = ", ".join(ARCHITECTURES)
-        raise ConfigError(f"architecture {name!r} is unknown: choose one of {known}")
-    return _REGISTRY[name].why_not(shape)
+    return _class(name).why_not(shape)
 
 
-def require_fit(name: str, shape: Shape) -> None:
-    """Raise ConfigError, naming the architectures that fit, unless `name` can read `shape`."""
-    reason = why_not(name, shape)
-    if reason is not None:
-        fitting = [other for other in ARCHITECTURES if why_not(other, shape) is None]
-        choice = ", ".join(fitting) or "none"
-        raise ConfigError(f"{name} cannot read {shape}: {reason} (these can: {choice})")
+def takers(setting: str) -> tuple[str, ...]:
+    """The architectures that take `setting`, "width" or "depth"."""
+    return tuple(
+        name for name in names_in(FOLDER) if setting in inspect.signature(_class(name)).parameters
+    )
+
+
+def require_fit(
+    name: str, shape: Shape, *, width: int | None = None, depth: int | None = None
+) -> None:
+    """Raise ConfigError where `build` would, without drawing or holding any weights."""
+    with torch.device("meta"):
+        build(name, shape, width=width, depth=depth)
 
 
 def build(
@@ -53,15 +45,28 @@ def build(
 ) -> nn.Module:
     """A network of freshly drawn weights, from images (N, channels, S, S) to logits (N, classes).
 
-    `width` (default: as published) belongs to those of `WITH_WIDTH`, `depth` (default by
-    resolution) to ConvNet alone. Raises ConfigError for an unknown name, for a shape that does not
-    fit, or for a setting out of place.
+    `width` and `depth` (None: as published, or by resolution) belong to the architectures whose
+    constructor takes them. Raises ConfigError for an unknown name, for a shape that does not fit,
+    or for a setting out of place or out of bounds.
     """
-    require_fit(name, shape)
-    owners = {"width": WITH_WIDTH, "depth": ("convnet",)}
+    _check_shape(name, shape)
     given = {key: n for key, n in (("width", width), ("depth", depth)) if n is not None}
     for key, value in given.items():
-        if name not in owners[key]:
-            known = " and ".join(owners[key])
+        owners = takers(key)
+        if name not in owners:
+            known = " and ".join(owners)
             raise ConfigError(f"{key}={value} is a setting of {known}: remove it for {name}")
-    return _REGISTRY[name](shape, **given)
+    return _class(name)(shape, **given)
+
+
+def _class(name: str) -> type[nn.Module]:
+    return module_of(FOLDER, name).NETWORK
+
+
+def _check_shape(name: str, shape: Shape) -> None:
+    """Raise ConfigError, naming the architectures that fit, unless `name` can read `shape`."""
+    reason = why_not(name, shape)
+    if reason is not None:
+        fitting = [other for other in names_in(FOLDER) if why_not(other, shape) is None]
+        choice = ", ".join(fitting) or "none"
+        raise ConfigError(f"{name} cannot read {shape}: {reason} (these can: {choice})")

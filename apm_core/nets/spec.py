@@ -31,7 +31,7 @@ class Spec:
         """A module with freshly drawn weights; raises ConfigError when the shape does not fit."""
         return nets.build(self.name, self.shape, width=self.width, depth=self.depth)
 
-    def memory(self, device: torch.device) -> FlatNet:
+    def network(self, device: torch.device) -> FlatNet:
         """A network on `device` to load parameters into."""
         return FlatNet(self.build().to(device))
 

@@ -1,22 +1,31 @@
-"""stub until merged"""
+"""The name of a thing is the name of its module in a folder. Light to import."""
 
-_N = {
-    "nets.architectures": ("alexnet", "convnet", "frepo_conv", "resnet18", "vgg11", "vit"),
-    "training.losses": ("ce", "half_mse", "l1", "soft_ce"),
-    "data.sources": ("cifar10", "cifar100", "digits", "folder", "imagenet", "tiny_imagenet"),
-    "training.metrics": ("accuracy",),
-}
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+
+from apm_core.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
 
 
-def names_in(package):
-    if package in _N:
-        return _N[package]
-    folder = Path(__file__).parents[1].joinpath(*package.split("."))
-    return tuple(sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_")))
+def names_in(package: str) -> tuple[str, ...]:
+    """The public modules of a folder of apm_core such as "nets.architectures", sorted.
+
+    The folder is listed and nothing of it is imported.
+    """
+    folder = ROOT.joinpath(*package.split("."))
+    found = (module.name for module in iter_modules([str(folder)]))
+    return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
-def module_of(package, name):
-    from importlib import import_module
-
+def module_of(package: str, name: str) -> ModuleType:
+    """Import the module `name` of `package`; raises ConfigError, with the known names, when there
+    is none.
+    """
+    known = names_in(package)
+    if name not in known:
+        kind = package.rpartition(".")[2]
+        raise ConfigError(f"{name!r} is none of the {kind}: choose one of {', '.join(known)}")
     return import_module(f"apm_core.{package}.{name}")

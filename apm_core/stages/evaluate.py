@@ -86,8 +86,8 @@ def train_and_test(
     test = data.examples("test", run.compute)
     networks = settings["networks"]
     real = data.examples("train", run.compute).some(REAL, *stream, "real") if rates else None
-    memory = spec.memory(run.compute.device)
-    trainer = Trainer(memory, recipe, run.compute, examples, networks=networks + len(rates))
+    net = spec.network(run.compute.device)
+    trainer = Trainer(net, recipe, run.compute, examples, networks=networks + len(rates))
 
     def one(earlier: Sequence[float | None], number: int, part: Part | None) -> float | None:
         if number < len(rates):

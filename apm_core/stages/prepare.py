@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from apm_core import nets
-from apm_core.data import examine, hold_out, read
+from apm_core.data import channel_constants, examine, hold_out, read
 from apm_core.data.prepared import KIND, PreparedData
-from apm_core.data.whitening import CHANNEL_CONSTANTS, Whitening
+from apm_core.data.whitening import Whitening
 from apm_core.nets.base import Shape
 from apm_core.runtime import store
 
@@ -38,7 +38,7 @@ def prepare(
     shape = Shape.of(dataset.train.images.shape, len(dataset.class_names))
     for name in architectures:
         nets.require_fit(name, shape)
-    constants = CHANNEL_CONSTANTS.get(settings["source"])
+    constants = channel_constants(settings["source"])
     whitening = Whitening.fit(
         dataset.train.images, settings["whitening"], eps=settings["zca_eps"], constants=constants
     )

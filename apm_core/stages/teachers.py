@@ -34,12 +34,12 @@ def train_group(
     spec = Spec.of(settings, data.shape)
     recipe, seed = teacher_recipe(settings), settings["seed"]
     train, test = data.examples("train", run.compute), data.examples("test", run.compute)
-    memory = spec.memory(run.compute.device)
-    trainer = Trainer(memory, recipe, run.compute, train, networks=len(members))
+    net = spec.network(run.compute.device)
+    trainer = Trainer(net, recipe, run.compute, train, networks=len(members))
 
     kind = getattr(torch, settings.get("snapshot_type", "float32"))
     if settings["snapshots"]:
-        size = len(members) * (recipe.passes + 1) * memory.size * kind.itemsize / 1e9
+        size = len(members) * (recipe.passes + 1) * net.size * kind.itemsize / 1e9
         run.compute.report(f"snapshots of {len(members)} networks will take {size:.3g} GB")
 
     def one(earlier: Sequence[Any], member: int, part: Part | None) -> dict[str, Any]:

@@ -8,6 +8,10 @@ from torch import Tensor
 from apm_core.data.examples import Examples, Images
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime.device import Compute
+from apm_core.settings.names import module_of, names_in
+from apm_core.training.metrics.accuracy import measure as percent_correct
+
+METRICS = "training.metrics"
 
 
 def forward_flops(net: FlatNet, image: Sequence[int], compute: Compute) -> float:
@@ -36,5 +40,15 @@ def logits(net: FlatNet, images: Images, compute: Compute, *, batch: int = 1000)
 
 def accuracy(net: FlatNet, examples: Examples, compute: Compute) -> float:
     """Share of `examples` (targets: class indices) classified correctly, in percent."""
-    hits = logits(net, examples.images, compute).argmax(dim=1) == examples.targets
-    return 100.0 * float(hits.double().mean())
+    return percent_correct(logits(net, examples.images, compute), examples.targets)
+
+
+def measures(net: FlatNet, examples: Examples, compute: Compute) -> dict[str, float]:
+    """Every metric of `apm_core.training.metrics` on `examples` (targets: class indices), by name,
+    from one inference.
+    """
+    found = logits(net, examples.images, compute)
+    return {
+        name: module_of(METRICS, name).measure(found, examples.targets)
+        for name in names_in(METRICS)
+    }

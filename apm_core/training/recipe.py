@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apm_core.errors import ConfigError
+from apm_core.settings.names import names_in
 from apm_core.training import augment
-from apm_core.training.losses import LOSSES
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Recipe:
     floor: float = 0.0  # share of lr that the rate falls to
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ConfigError(f"loss: there is no loss {self.loss!r}; known: {', '.join(LOSSES)}")
+        losses = names_in("training.losses")
+        if self.loss not in losses:
+            raise ConfigError(f"loss: there is no loss {self.loss!r}; known: {', '.join(losses)}")
         if self.schedule not in ("step", "cosine"):
             raise ConfigError(f"schedule: {self.schedule!r} is neither step nor cosine")
         if self.optimizer not in ("sgd", "adam"):

@@ -48,7 +48,7 @@ class TeacherPool:
                     " delete the older of the two and run again"
                 )
         vectors = torch.from_numpy(np.concatenate([a.arrays["parameters"] for a in artifacts]))
-        net = specs[0].memory(compute.device)
+        net = specs[0].network(compute.device)
         net.module.eval().requires_grad_(False)
         return cls(specs[0], vectors, net, artifacts)
 

@@ -22,7 +22,7 @@ from apm_core.runtime.resume import Part, State
 from apm_core.runtime.run import Progress, silent
 from apm_core.training import augment
 from apm_core.training.inference import forward_flops
-from apm_core.training.losses import LOSSES
+from apm_core.training.losses import loss_of
 from apm_core.training.optimizers import Moments, adam_
 from apm_core.training.recipe import Recipe
 
@@ -95,7 +95,7 @@ class Trainer:
         ]
         self._replays: dict[tuple[int, str | None], Callable[[], None]] = {}
         self._pool = torch.cuda.graph_pool_handle() if compute.graphs else None
-        loss = LOSSES[recipe.loss]
+        loss = loss_of(recipe.loss)
 
         def forward(images: Tensor, targets: Tensor) -> Tensor:
             with compute.autocast():

@@ -93,7 +93,7 @@ class APM(Method):
         shape, device = pool.spec.shape, compute.device
         count = settings.batch or job.ipc * shape.classes
         self.segment = min(job.segment or count, count)
-        student = pool.spec.memory(device)
+        student = pool.spec.network(device)
         networks = job.rounds // settings.period + 1
         dtype = student.vector.dtype
         self.examples = Examples(
@@ -101,7 +101,7 @@ class APM(Method):
             torch.zeros(count, shape.classes, device=device, dtype=dtype),
         )
         self.trainer = Trainer(student, self.recipe, compute, self.examples, networks=networks)
-        self.critic = pool.spec.memory(device)  # holds one checkpoint of the student
+        self.critic = pool.spec.network(device)  # holds one checkpoint of the student
         self.critic.module.eval().requires_grad_(False)
         images, checkpoints = (job.rounds + 1) * count, len(self.keep)
         work = {

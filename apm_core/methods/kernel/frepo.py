@@ -27,11 +27,10 @@ from apm_core.methods.base import Job, Method, Shard, Update, require_embedding,
 from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.movers import Lamb, State
 from apm_core.nets.flat import FlatNet
-from apm_core.nets.frepo_conv import FRePoConv
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
 from apm_core.settings.methods.frepo import FRePoSettings
-from apm_core.training.losses import half_mse
+from apm_core.training.losses.half_mse import loss as half_mse
 from apm_core.training.recipe import Recipe
 
 FLOOR = 0.1  # share of the rate that the cosine ends at

@@ -14,7 +14,7 @@ from apm_core.methods.base import Job
 from apm_core.methods.movers import State
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
-from apm_core.training.losses import half_mse
+from apm_core.training.losses.half_mse import loss as half_mse
 from apm_core.training.optimizers import Moments, adam_
 
 Build = Callable[[], nn.Module]

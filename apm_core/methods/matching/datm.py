@@ -27,7 +27,7 @@ from apm_core.methods.matching.trajectory import InnerTraining
 from apm_core.methods.movers import Momentum, State
 from apm_core.methods.shared.recognised import correct_logits, correct_shard
 from apm_core.settings.methods.datm import DATMSettings
-from apm_core.training.losses import soft_ce
+from apm_core.training.losses.soft_ce import loss as soft_ce
 from apm_core.training.recipe import Recipe
 
 

@@ -54,7 +54,7 @@ def inner_training(
     """The training on the distilled images that is differentiated in every round of a job."""
     batch = inner.batch or job.ipc * job.spec.shape.classes
     return Trajectory(
-        job.spec.memory(job.compute.device),
+        job.spec.network(job.compute.device),
         loss,
         job.compute,
         exact=exact,

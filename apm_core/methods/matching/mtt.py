@@ -54,7 +54,7 @@ class MTT(Method):
 
     def attach(self, job: Job) -> None:
         """Hold the experts."""
-        self.job, self.net = job, job.spec.memory(job.compute.device)
+        self.job, self.net = job, job.spec.network(job.compute.device)
         loss = soft_cross_entropy if self.soft else F.cross_entropy
         self.training = inner_training(job, self.inner, loss, exact=self.settings.exact)
         self.experts = Experts(job, self)

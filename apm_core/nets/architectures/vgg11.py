@@ -34,3 +34,6 @@ class VGG11(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, channels, S, S) to logits (N, classes)."""
         return self.classifier(self.features(x).flatten(1))  # (N, 512, s, s) -> (N, 512 * s * s)
+
+
+NETWORK = VGG11

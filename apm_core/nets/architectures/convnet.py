@@ -64,3 +64,6 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, channels, S, S) to logits (N, classes)."""
         return self.classifier(self.embed(x))
+
+
+NETWORK = ConvNet

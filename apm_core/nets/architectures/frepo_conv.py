@@ -9,8 +9,8 @@ import math
 
 from torch import Tensor, nn
 
+from apm_core.nets.architectures.convnet import default_depth
 from apm_core.nets.base import Shape
-from apm_core.nets.convnet import default_depth
 
 WIDTH = 128
 TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at two standard deviations
@@ -65,3 +65,6 @@ def lecun_normal(layer: nn.Conv2d | nn.Linear) -> None:
     std = math.sqrt(1 / layer.weight[0].numel()) / TRUNCATED_STD
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(layer.bias)
+
+
+NETWORK = FRePoConv

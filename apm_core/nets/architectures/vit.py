@@ -81,3 +81,6 @@ class ViT(nn.Module):
         x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)  # (N, patches + 1, W)
         x = self.blocks(self.dropout(x + self.positions))
         return self.classifier(x[:, 0])
+
+
+NETWORK = ViT

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apm_core.data.archive import opened
-from apm_core.data.dataset import Dataset, Split, test_members
+from apm_core.data.dataset import Dataset, Split
 from apm_core.data.images import ImageForm, decode
 from apm_core.errors import DataError
 
@@ -25,31 +24,6 @@ SUFFIXES = {
 }
 
 ClassFiles = dict[str, list[Path]]  # class name -> its image files, both sorted
-
-
-def read_folder(
-    data_dir: Path, form: ImageForm, *, test_fraction: float, split_seed: int
-) -> Dataset:
-    """Read `train/` with `test/` or `val/`, or cut one folder of class folders in two.
-
-    Args:
-        data_dir: the folder, or a .zip, .tar or .tar.gz archive of it.
-        form: wanted side, channels and fit.
-        test_fraction: share of every class for the test split, where the set has none.
-        split_seed: seed of that cut.
-
-    Raises:
-        DataError: a missing folder, no class folders, an empty class, classes that differ between
-            the splits, damaged images, or a damaged archive.
-    """
-    with opened(data_dir) as root:
-        if root != data_dir:
-            root = _inner(root)
-        if (root / "train").is_dir():
-            train, test = read_splits(root, tests=("test", "val"))
-        else:
-            train, test = _cut(class_files(root), test_fraction, split_seed)
-        return load(train, test, form)
 
 
 def read_splits(root: Path, *, tests: tuple[str, ...]) -> tuple[ClassFiles, ClassFiles]:
@@ -115,6 +89,13 @@ def image_files(folder: Path) -> list[Path]:
     )
 
 
+def unwrapped(root: Path) -> Path:
+    """Step into the single folder that most archives wrap around their contents."""
+    while len(inside := _subfolders(root)) == 1 and _subfolders(inside[0]):
+        root = inside[0]
+    return root
+
+
 def load(
     train: ClassFiles,
     test: ClassFiles,
@@ -147,16 +128,6 @@ def _labels(files: ClassFiles) -> np.ndarray:
     return np.repeat(np.arange(len(counts), dtype=np.int64), counts)
 
 
-def _cut(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:
-    train: ClassFiles = {}
-    test: ClassFiles = {}
-    for label, (name, paths) in enumerate(files.items()):
-        members = test_members(len(paths), fraction=fraction, seed=seed, label=label, name=name)
-        train[name] = [path for path, chosen in zip(paths, members, strict=True) if not chosen]
-        test[name] = [path for path, chosen in zip(paths, members, strict=True) if chosen]
-    return train, test
-
-
 def _hidden(name: str) -> bool:
     # macOS writes the second into archives
     return name.startswith(".") or name == "__MACOSX"
@@ -164,10 +135,3 @@ def _hidden(name: str) -> bool:
 
 def _subfolders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not _hidden(path.name))
-
-
-def _inner(root: Path) -> Path:
-    """Step into the single folder that most archives wrap around their contents."""
-    while len(inside := _subfolders(root)) == 1 and _subfolders(inside[0]):
-        root = inside[0]
-    return root

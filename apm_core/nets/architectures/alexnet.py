@@ -39,3 +39,6 @@ class AlexNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, channels, S, S) to logits (N, classes)."""
         return self.classifier(self.features(x).flatten(1))  # (N, 192, s, s) -> (N, 192 * s * s)
+
+
+NETWORK = AlexNet

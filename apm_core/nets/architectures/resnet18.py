@@ -67,3 +67,6 @@ class ResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, channels, S, S) to logits (N, classes)."""
         return self.classifier(self.features(x).flatten(1))  # (N, C, s, s) -> (N, C * s * s)
+
+
+NETWORK = ResNet18

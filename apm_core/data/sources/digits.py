@@ -1,0 +1,22 @@
+"""1,797 scans of handwritten digits, 8 x 8 pixels of 17 levels, shipped with scikit-learn."""
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from apm_core.data.dataset import Dataset, cut
+from apm_core.data.images import refit
+from apm_core.data.request import Request
+
+CHANNELS = None
+
+
+def read(request: Request) -> Dataset:
+    """Cut the scans in two; raises ConfigError for a share of test images out of bounds."""
+    scans = load_digits()
+    images = refit(np.rint(scans.images * (255 / 16)).astype(np.uint8)[:, None], request.form)
+    labels = scans.target.astype(np.int64)
+    names = tuple(str(digit) for digit in scans.target_names)
+    train, test = cut(
+        images, labels, names, fraction=request.test_fraction, seed=request.split_seed
+    )
+    return Dataset(train, test, names)
