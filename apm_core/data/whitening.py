@@ -23,18 +23,6 @@ from torch import Tensor
 from apm_core.data.request import Constants
 from apm_core.errors import ArtifactError, ConfigError, DataError
 
-Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std per channel of [0, 1] pixels
-
-CHANNEL_CONSTANTS: dict[str, Constants] = {
-    # true std over pixels; the widespread .2023 .1994 .2010 is a mean of per-image stds
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    # true std of CIFAR-100 itself; several distillation codes reuse CIFAR-10's figures here
-    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
-    # ImageNet's customary figures, as in the distillation literature; not measured on these sets
-    "tiny_imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-
 FIELDS = {"none": (), "channel": ("mean", "std"), "zca": ("mean", "matrix")}
 PREFIX = "whitening_"  # of the stored arrays, which share a file with others
 ZCA_MATRICES = 6  # D x D float64 at the peak: covariance, eigenvectors, workspace, products

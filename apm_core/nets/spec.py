@@ -11,6 +11,7 @@ from apm_core import nets
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
+from apm_core.settings.training import Network
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Spec:
     depth: int | None = None
 
     @classmethod
-    def of(cls, settings: dict[str, Any], shape: Shape) -> "Spec":
-        """The architecture that a stage's settings name: network, width, depth."""
-        return cls(settings["network"], shape, settings["width"], settings["depth"])
+    def of(cls, settings: Network, shape: Shape) -> "Spec":
+        """The architecture that a stage's settings name."""
+        return cls(settings.network, shape, settings.width, settings.depth)
 
     def build(self) -> nn.Module:
         """A module with freshly drawn weights; raises ConfigError when the shape does not fit."""

@@ -3,19 +3,21 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from apm_core import methods
 from apm_core.data.prepared import PreparedData
 from apm_core.errors import DivergenceError, OutOfMemoryError
-from apm_core.methods.base import Job, Method, Shard, State, settled
+from apm_core.methods.base import Job, Method, OneShot, Shard
+from apm_core.methods.movers import State
 from apm_core.nets.spec import Spec
 from apm_core.runtime import memory, store
 from apm_core.runtime.device import Compute
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Progress, Run, silent
+from apm_core.settings.compute import ComputeSettings
+from apm_core.settings.stages import DistillSettings
 from apm_core.training.teacher_pool import TeacherPool
 
 KIND = "shard"
@@ -29,10 +31,10 @@ class Budget:
     key: str  # of the setting it comes from, for messages
 
     @classmethod
-    def of(cls, options: dict[str, Any], compute: Compute) -> "Budget | None":
-        """The budget for this device in the config's section `compute`, or None."""
+    def of(cls, settings: ComputeSettings, compute: Compute) -> "Budget | None":
+        """The budget for this device, or None."""
         name = "gpu_memory_gb" if compute.device.type == "cuda" else "memory_gb"
-        size = options[name]
+        size = getattr(settings, name)
         return None if size is None else cls(int(size * memory.GB), f"compute.{name}")
 
 
@@ -45,7 +47,7 @@ def distill(
     progress: Progress = silent,
     budget: Budget | None = None,
 ) -> Shard:
-    """Run rounds 0..R of `method` (rounds = R + 1; 0: only its initial images).
+    """Run rounds 0..R of `method` (rounds = R + 1; 0: only the images that it starts from).
 
     With `resume` the state is saved as time passes and a saved one is continued; the result has the
     same bits. With `budget` the segment is what fits into it. When memory runs out all the same,
@@ -54,20 +56,20 @@ def distill(
     """
     saved = resume.load() if resume else None
     if saved is None:
-        state, first = method.init(job), 0
+        state, first = method.start(job), 0
         if rounds:
             if budget:
                 job = fitted(method, job, state, budget)
             job = predict(method, job, state, rounds)
     else:
         job = replace(job, segment=saved["segment"])
-        state, first = settled(saved["state"], method, job), saved["round"]
         method.attach(job)
+        state, first = method.placed(saved["state"], job), saved["round"]
         job.compute.report(f"going on from round {first} of {rounds}")
     index = first
     while index < rounds:
         try:
-            figures = method.step(state, index)
+            figures = method.round(state, index)
         except RuntimeError as error:
             job = smaller(method, job, state, error)
             continue
@@ -158,7 +160,7 @@ def require_finite(index: int, figures: dict[str, float]) -> None:
 
 def distill_shard(
     path: str | Path,
-    settings: dict[str, Any],
+    settings: DistillSettings,
     shard: int,
     data: PreparedData,
     pool: TeacherPool | None,
@@ -167,27 +169,30 @@ def distill_shard(
     segment: int | None = None,
     budget: Budget | None = None,
 ) -> store.Artifact:
-    """Distil shard number `shard` as `settings` say and write it to `path`."""
-    name = settings["method"]
-    method = methods.build(name, settings)
-    last = settings.get("rounds", 0)
+    """Distil shard number `shard` as the settings say and write it to `path`."""
+    method = methods.build(settings)
     job = Job(
         data,
         pool,
         run.compute,
-        settings["ipc"],
-        shard,
-        last,
-        settings["seed"],
-        segment,
-        home_of(data, settings["ipc"], run.compute, budget),
-        Spec.of(settings, data.shape) if "network" in settings else None,
-        budget.bytes if budget else None,
+        ipc=settings.ipc,
+        shard=shard,
+        rounds=settings.rounds or 0,
+        seed=settings.seed,
+        segment=segment,
+        home=home_of(data, settings.ipc, run.compute, budget),
+        network=Spec.of(settings.network, data.shape) if settings.network else None,
+        limit=budget.bytes if budget else None,
+        progress=run.progress,
+        resume=run.resume,
     )
-    rounds = last + 1 if methods.entry(name).iterative else 0
-    result = distill(
-        method, job, rounds=rounds, resume=run.resume, progress=run.progress, budget=budget
-    )
+    if isinstance(method, OneShot):
+        result = method.make(job)
+    else:
+        rounds = 0 if settings.rounds is None else settings.rounds + 1
+        result = distill(
+            method, job, rounds=rounds, resume=run.resume, progress=run.progress, budget=budget
+        )
     run.compute.report(f"peak memory {memory.peak(run.compute) / memory.GB:.3g} GB")
     arrays = {"images": result.images.numpy(), "classes": result.classes.numpy()}
     if result.targets is not None:
@@ -204,7 +209,9 @@ def distill_shard(
     inputs = {"data": data.artifact}
     for number, artifact in enumerate(pool.artifacts if pool else ()):
         inputs[f"teachers{number}"] = artifact
-    return store.write(path, KIND, arrays, settings=settings, inputs=inputs, info=info)
+    return store.write(
+        path, KIND, arrays, settings=settings.model_dump(mode="json"), inputs=inputs, info=info
+    )
 
 
 def home_of(data: PreparedData, ipc: int, compute: Compute, budget: Budget | None) -> torch.device:

@@ -12,84 +12,89 @@ from apm_core.runtime import streams
 from apm_core.runtime.resume import Part, each
 from apm_core.runtime.run import Run
 from apm_core.scores import summarize
-from apm_core.training.inference import accuracy
+from apm_core.settings.stages import CeilingSettings, EvaluateSettings
+from apm_core.training.inference import measures
 from apm_core.training.rate_search import REAL, best, tried
 from apm_core.training.recipe import Recipe, teacher_recipe
 from apm_core.training.trainer import Trainer
 
-# What a network is trained with. own: the method's labels and recipe; hard: classes and
-# cross-entropy; plain: the method's labels, without augmentation.
-PROTOCOLS = ("own", "hard", "plain")
+KIND = "scores"
 
 
-def protocol_recipe(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """The recipe of the set under one protocol, with the E epochs and, where there is one, the
-    learning rate of `settings`.
+def protocol_recipe(recipe: Recipe, settings: EvaluateSettings) -> Recipe:
+    """What a network is trained with under a protocol, with the E epochs and, where there is one,
+    the learning rate of the settings.
+
+    own: the method's labels and recipe; hard: classes and cross-entropy; plain: the method's
+    labels, without augmentation.
     """
-    protocol = settings["protocol"]
-    recipe = replace(recipe, lr=settings["lr"] or recipe.lr).with_epochs(settings["epochs"])
-    if protocol == "hard":
+    recipe = replace(recipe, lr=settings.lr or recipe.lr).with_epochs(settings.epochs)
+    if settings.protocol == "hard":
         return recipe.with_hard_labels()
-    return replace(recipe, augment="none") if protocol == "plain" else recipe
+    return replace(recipe, augment="none") if settings.protocol == "plain" else recipe
 
 
 def evaluate(
-    distilled: DistilledSet,
-    data: PreparedData,
-    settings: dict[str, Any],
-    run: Run,
+    distilled: DistilledSet, data: PreparedData, settings: EvaluateSettings, run: Run
 ) -> dict[str, Any]:
-    """Train `networks` fresh networks on the set and measure each once on the test split, after its
-    last epoch.
+    """Train fresh networks on the set and measure each once on the test split, after its last
+    epoch.
 
-    With `rates` in the settings, factors of the recipe's learning rate, the network's own is first
-    looked for: one network for each, judged on images of the training split.
+    With `rates`, factors of the recipe's learning rate, the network's own is first looked for: one
+    network for each, judged on images of the training split.
 
-    Returns: mean, sample standard deviation, n and runs of the test accuracy in percent, seconds,
-        and the recipe.
+    Returns: what was measured; mean, sample standard deviation, n and runs of every metric;
+        seconds; and the recipe.
     Raises ArtifactError when the set was not distilled from `data`, and DivergenceError.
     """
     distilled.artifact.require_input("data", data.artifact)
-    protocol = settings["protocol"]
+    protocol = settings.protocol
     recipe = protocol_recipe(distilled.recipe, settings)
     targets = distilled.classes if protocol == "hard" else distilled.targets
     examples = Examples(distilled.images.to(run.compute.device), targets.to(run.compute.device))
-    stream = (settings["seed"], "evaluate", protocol)
-    rates = [factor * recipe.lr for factor in settings["rates"]]
-    return train_and_test(examples, data, recipe, settings, run, *stream, rates=rates)
+    measured = {
+        "stage": "evaluate",
+        "entry": distilled.artifact.info["entry"],
+        "network": settings.network.network,
+        "protocol": protocol,
+    }
+    stream = (settings.seed, "evaluate", protocol)
+    rates = [factor * recipe.lr for factor in settings.rates]
+    scores = train_and_test(examples, data, recipe, settings, run, *stream, rates=rates)
+    return {"measured": measured, **scores}
 
 
-def ceiling(
-    data: PreparedData,
-    settings: dict[str, Any],
-    run: Run,
-) -> dict[str, Any]:
+def ceiling(data: PreparedData, settings: CeilingSettings, run: Run) -> dict[str, Any]:
     """The same for networks trained on the whole training split with the teachers' recipe."""
-    stream = (settings["seed"], "ceiling")
+    stream, recipe = (settings.seed, "ceiling"), teacher_recipe(settings.training)
     examples = data.examples("train", run.compute)
-    return train_and_test(examples, data, teacher_recipe(settings), settings, run, *stream)
+    measured = {"stage": "ceiling", "network": settings.network.network}
+    scores = train_and_test(examples, data, recipe, settings, run, *stream)
+    return {"measured": measured, **scores}
 
 
 def train_and_test(
     examples: Examples,
     data: PreparedData,
     recipe: Recipe,
-    settings: dict[str, Any],
+    settings: EvaluateSettings | CeilingSettings,
     run: Run,
     *stream: streams.Key,
     rates: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Train the networks that `settings` name on `examples`, one stream each, and summarize their
-    test accuracies. Where there are `rates`, the best of them takes the place of the recipe's.
+    """Train the networks that `settings` name on `examples`, one stream each, and summarize what
+    they score on the test split. Where there are `rates`, the best of them takes the place of the
+    recipe's.
     """
-    spec = Spec.of(settings, data.shape)
+    spec = Spec.of(settings.network, data.shape)
     test = data.examples("test", run.compute)
-    networks = settings["networks"]
+    networks = settings.networks
     real = data.examples("train", run.compute).some(REAL, *stream, "real") if rates else None
     net = spec.network(run.compute.device)
     trainer = Trainer(net, recipe, run.compute, examples, networks=networks + len(rates))
 
-    def one(earlier: Sequence[float | None], number: int, part: Part | None) -> float | None:
+    def one(earlier: Sequence[Any], number: int, part: Part | None) -> Any:  # noqa: ANN401
+        """The accuracy at a rate, or the metrics of a network."""
         if number < len(rates):
             name = (*stream, spec.name, "rate")
             return tried(trainer, spec, rates[number], real, *name, part=part)
@@ -101,13 +106,13 @@ def train_and_test(
         start, name = spec.fresh(*stream, spec.name, number, "weights"), (*stream, spec.name)
         lr = best(rates, earlier[: len(rates)]) if rates else None
         trainer.fit(start, *name, number, lr=lr, progress=show, part=part)
-        return accuracy(trainer.net, test, run.compute)
+        return measures(trainer.net, test, run.compute)
 
     scores = each(range(len(rates) + networks), one, run.resume)
-    tries, accuracies = scores[: len(rates)], scores[len(rates) :]
+    tries, found = scores[: len(rates)], scores[len(rates) :]
     used = replace(recipe, lr=best(rates, tries)) if rates else recipe
     return {
-        **summarize(accuracies),
+        "metrics": {name: summarize([one[name] for one in found]) for name in found[0]},
         "seconds": run.seconds(),
         "recipe": used.to_dict(),
         "rates": [{"lr": lr, "accuracy": score} for lr, score in zip(rates, tries, strict=True)],

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from apm_core import distilled, methods
+from apm_core import distilled
 from apm_core.data.prepared import PreparedData
 from apm_core.data.whitening_file import WhiteningFile
 from apm_core.distilled import DistilledSet
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store, streams
 from apm_core.runtime.device import Compute
+from apm_core.settings.stages import MergeSettings
 from apm_core.settings.text import canonical
 from apm_core.stages.distill import KIND as SHARD
 from apm_core.training.recipe import Recipe
@@ -23,7 +23,7 @@ from apm_core.training.teacher_pool import TeacherPool
 
 def merge(
     path: str | Path,
-    settings: dict[str, Any],
+    settings: MergeSettings,
     shard_paths: Sequence[str | Path],
     data: PreparedData,
     pool: TeacherPool | None,
@@ -47,14 +47,13 @@ def merge(
             )
     images = torch.cat([torch.from_numpy(shard.arrays["images"]) for shard in shards])
     classes = torch.cat([torch.from_numpy(shard.arrays["classes"]) for shard in shards])
-    labels = methods.entry(settings["method"]).labels
     if "targets" in shards[0].arrays:
         targets = torch.cat([torch.from_numpy(shard.arrays["targets"]) for shard in shards])
-    elif labels == "classes":
+    elif settings.labels == "classes":
         targets = classes
     else:
         targets = pool_labels(pool, images, settings, compute)
-    recipe = Recipe.of(settings["recipe"])
+    recipe = Recipe.of(settings.recipe)
     if shards[0].info["rate"] is not None:
         recipe = replace(recipe, lr=sum(shard.info["rate"] for shard in shards) / len(shards))
     result = DistilledSet(
@@ -68,7 +67,8 @@ def merge(
         data.artifact,
     )
     info = {
-        "method": settings["method"],
+        "entry": settings.entry,
+        "method": shards[0].settings["method"],
         "real_bytes": data.train_bytes,
         "teacher_seconds": max(
             sum(group.info["seconds"] for group in pool.artifacts) if pool else 0.0,
@@ -84,7 +84,8 @@ def merge(
         f"teachers{number}": group for number, group in enumerate(pool.artifacts if pool else ())
     }
     inputs |= {f"shard{number}": shard for number, shard in enumerate(shards)}
-    return distilled.save(path, result, settings=settings, inputs=inputs, info=info)
+    told = settings.model_dump(mode="json")
+    return distilled.save(path, result, settings=told, inputs=inputs, info=info)
 
 
 def whitening_beside(path: str | Path, name: str, data: PreparedData) -> WhiteningFile | None:
@@ -98,7 +99,7 @@ def whitening_beside(path: str | Path, name: str, data: PreparedData) -> Whiteni
 
 
 def pool_labels(
-    pool: TeacherPool, images: Tensor, settings: dict[str, Any], compute: Compute
+    pool: TeacherPool, images: Tensor, settings: MergeSettings, compute: Compute
 ) -> Tensor:
     """Logits (N, C) of one teacher drawn by the run seed, or of the pool's mean, on the clean
     images.
@@ -107,10 +108,10 @@ def pool_labels(
     The draw does not depend on the method, so that methods are compared under the same labels.
     """
     chosen = None
-    if settings["labels"] == "teacher":
-        random = streams.generator(settings["seed"], "labels")
+    if settings.labels == "teacher":
+        random = streams.generator(settings.seed, "labels")
         chosen = int(torch.randint(len(pool), (), generator=random))
-    epoch = settings["label_epoch"]
+    epoch = settings.label_epoch
     if epoch is not None:
         pool.require_epochs([epoch], "distill.label_epoch")
     # float32 whatever the precision of training: the labels are part of the product

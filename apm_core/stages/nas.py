@@ -26,6 +26,8 @@ from apm_core.runtime import streams
 from apm_core.runtime.device import Compute
 from apm_core.runtime.resume import Part, each
 from apm_core.runtime.run import Run
+from apm_core.settings.evaluation import RankedNetworks
+from apm_core.settings.stages import RankingSettings
 from apm_core.training.inference import accuracy
 from apm_core.training.recipe import Recipe
 from apm_core.training.trainer import Trainer
@@ -36,7 +38,7 @@ ARCH_COLUMN = "arch_str"
 def proxy(
     distilled: DistilledSet,
     data: PreparedData,
-    settings: dict[str, Any],
+    settings: RankingSettings,
     run: Run,
 ) -> dict[str, Any]:
     """Train every network on the distilled set with the method's labels, `seeds` times.
@@ -49,20 +51,19 @@ def proxy(
         distilled.images.to(run.compute.device), distilled.targets.to(run.compute.device)
     )
     recipe = _recipe(settings, loss=distilled.recipe.loss, augment=distilled.recipe.augment)
-    return _train_all(
-        examples, data, recipe, settings, run, stage="nas proxy", seeds=settings["seeds"]
-    )
+    ranking = _train_all(examples, data, recipe, settings, run, stage="nas proxy")
+    return {"entry": distilled.artifact.info["entry"], **ranking}
 
 
 def train_reference(
     data: PreparedData,
-    settings: dict[str, Any],
+    settings: RankingSettings,
     run: Run,
 ) -> dict[str, Any]:
     """The same networks on the full training split with class labels, once each."""
-    recipe = _recipe(settings, loss="ce", augment=settings["augment"])
+    recipe = _recipe(settings, loss="ce", augment=settings.augment)
     examples = data.examples("train", run.compute)
-    return _train_all(examples, data, recipe, settings, run, stage="nas reference", seeds=1)
+    return _train_all(examples, data, recipe, settings, run, stage="nas reference")
 
 
 def table_reference(path: str | Path, column: str, archs: Sequence[str]) -> list[float]:
@@ -114,6 +115,7 @@ def compare(
             "ci95": list(interval) if defined and not math.isnan(interval[0]) else None,
         }
     return {
+        "measured": {"stage": "nas", "entry": proxies["entry"]},
         **result,
         "top10_recall": scores.top_recall(reference, mean, 0.1),
         "reference": {
@@ -126,17 +128,18 @@ def compare(
     }
 
 
-def architectures(settings: dict[str, Any]) -> list[str]:
+def architectures(settings: RankingSettings) -> list[str]:
     """The architectures that are ranked; a larger number extends the list of a smaller one."""
-    return sample(settings["networks"], settings["seed"])
+    return sample(settings.ranked.networks, settings.seed)
 
 
-def _recipe(settings: dict[str, Any], *, loss: str, augment: str) -> Recipe:
+def _recipe(settings: RankingSettings, *, loss: str, augment: str) -> Recipe:
+    training = settings.training
     return Recipe(
-        passes=settings["epochs"],
-        lr=settings["lr"],
-        batch=settings["batch"],
-        weight_decay=settings["weight_decay"],
+        passes=training.epochs,
+        lr=training.lr,
+        batch=training.batch,
+        weight_decay=training.weight_decay,
         nesterov=True,
         schedule="cosine",
         loss=loss,
@@ -148,19 +151,18 @@ def _train_all(
     examples: Examples,
     data: PreparedData,
     recipe: Recipe,
-    settings: dict[str, Any],
+    settings: RankingSettings,
     run: Run,
     *,
     stage: str,
-    seeds: int,
 ) -> dict[str, Any]:
-    archs = architectures(settings)
+    archs, seeds = architectures(settings), settings.seeds
     test = data.examples("test", run.compute)
     jobs = [(seed, arch) for seed in range(seeds) for arch in archs]
 
     def one(done: Sequence[float], job: tuple[int, str], part: Part | None) -> float:
-        stream = (settings["seed"], stage, *job)
-        net = _network(job[1], data.shape, settings, run.compute, stream)
+        stream = (settings.seed, stage, *job)
+        net = _network(job[1], data.shape, settings.ranked, run.compute, stream)
         trainer = Trainer(net, recipe, run.compute, examples, networks=1)
         trainer.fit(net.snapshot(), *stream, part=part)
         score = accuracy(net, test, run.compute)
@@ -178,7 +180,7 @@ def _train_all(
 def _network(
     arch: str,
     shape: Shape,
-    settings: dict[str, Any],
+    ranked: RankedNetworks,
     compute: Compute,
     stream: tuple[streams.Key, ...],
 ) -> FlatNet:
@@ -186,8 +188,8 @@ def _network(
         module = network(
             parse(arch),
             shape,
-            stem=settings["stem"],
-            cells=settings["cells"],
-            norm=settings["norm"],
+            stem=ranked.stem,
+            cells=ranked.cells,
+            norm=ranked.norm,
         )
     return FlatNet(module.to(compute.device))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from apm_core import nets
 from apm_core.data import channel_constants, examine, hold_out, read
@@ -10,37 +9,41 @@ from apm_core.data.prepared import KIND, PreparedData
 from apm_core.data.whitening import Whitening
 from apm_core.nets.base import Shape
 from apm_core.runtime import store
+from apm_core.settings.stages import PrepareSettings
+from apm_core.settings.training import Network
 
 
 def prepare(
-    path: str | Path, settings: dict[str, Any], *, ipc: int, architectures: Sequence[str]
+    path: str | Path, settings: PrepareSettings, *, ipc: int, networks: Sequence[Network]
 ) -> PreparedData:
-    """Read the set that `settings` (the `dataset` section, and the seed) names and write the
-    artifact to `path`.
+    """Read the set that the settings name and write the artifact to `path`.
 
-    `ipc` and `architectures` are what later stages will ask for: it is checked here and does not
-    enter the artifact.
+    `ipc` and `networks` are what later stages will ask for: it is checked here and does not enter
+    the artifact.
     Raises DataError when the doctor finds the set unusable, ConfigError for an architecture that
-    cannot read it.
+    cannot read it, or a width or depth that it does not take.
     """
+    images, seed = settings.images, settings.seed
     dataset = read(
-        settings["source"],
-        data_dir=settings["data_dir"],
-        resolution=settings["resolution"],
-        channels=settings["channels"],
-        fit=settings["fit"],
-        test_fraction=settings["test_fraction"],
-        split_seed=settings["seed"],
+        images.source,
+        data_dir=images.data_dir,
+        resolution=images.resolution,
+        channels=images.channels,
+        fit=images.fit,
+        test_fraction=images.test_fraction,
+        split_seed=seed,
     )
-    if settings["held_out"]:
-        dataset = hold_out(dataset, fraction=settings["held_out"], seed=settings["seed"])
+    if images.held_out:
+        dataset = hold_out(dataset, fraction=images.held_out, seed=seed)
     warnings = [*dataset.warnings, *examine(dataset, ipc=ipc)]
     shape = Shape.of(dataset.train.images.shape, len(dataset.class_names))
-    for name in architectures:
-        nets.require_fit(name, shape)
-    constants = channel_constants(settings["source"])
+    for one in networks:
+        nets.require_fit(one.network, shape, width=one.width, depth=one.depth)
     whitening = Whitening.fit(
-        dataset.train.images, settings["whitening"], eps=settings["zca_eps"], constants=constants
+        dataset.train.images,
+        images.whitening,
+        eps=images.zca_eps,
+        constants=channel_constants(images.source),
     )
     arrays = {
         "train_images": dataset.train.images,
@@ -54,5 +57,5 @@ def prepare(
         "class_names": list(dataset.class_names),
         "warnings": warnings,
     }
-    store.write(path, KIND, arrays, settings=settings, info=info)
+    store.write(path, KIND, arrays, settings=settings.model_dump(mode="json"), info=info)
     return PreparedData.open(path)

@@ -11,6 +11,7 @@ from apm_core.nets.spec import Spec
 from apm_core.runtime import store
 from apm_core.runtime.resume import Part, each
 from apm_core.runtime.run import Run
+from apm_core.settings.stages import PoolSettings
 from apm_core.training.inference import accuracy
 from apm_core.training.recipe import teacher_recipe
 from apm_core.training.teacher_pool import KIND
@@ -19,7 +20,7 @@ from apm_core.training.trainer import Trainer
 
 def train_group(
     path: str | Path,
-    settings: dict[str, Any],
+    settings: PoolSettings,
     members: Sequence[int],
     data: PreparedData,
     run: Run,
@@ -31,14 +32,14 @@ def train_group(
     `snapshots`, the parameters at initialisation and after every epoch are kept as one array
     (member, epoch, parameter) of type `snapshot_type`.
     """
-    spec = Spec.of(settings, data.shape)
-    recipe, seed = teacher_recipe(settings), settings["seed"]
+    spec, training = Spec.of(settings.network, data.shape), settings.training
+    recipe, seed = teacher_recipe(training), settings.seed
     train, test = data.examples("train", run.compute), data.examples("test", run.compute)
     net = spec.network(run.compute.device)
     trainer = Trainer(net, recipe, run.compute, train, networks=len(members))
 
-    kind = getattr(torch, settings.get("snapshot_type", "float32"))
-    if settings["snapshots"]:
+    kind = getattr(torch, training.snapshot_type)
+    if training.snapshots:
         size = len(members) * (recipe.passes + 1) * net.size * kind.itemsize / 1e9
         run.compute.report(f"snapshots of {len(members)} networks will take {size:.3g} GB")
 
@@ -47,7 +48,7 @@ def train_group(
             run.progress(len(earlier) * total + done, len(members) * total, figures)
 
         start = spec.fresh(seed, "teacher", member, "weights")
-        keep = range(recipe.passes) if settings["snapshots"] else ()
+        keep = range(recipe.passes) if training.snapshots else ()
         kept = trainer.fit(start, seed, "teacher", member, keep=keep, progress=show, part=part)
         return {
             "parameters": trainer.net.snapshot().cpu(),
@@ -57,7 +58,7 @@ def train_group(
 
     trained = each(members, one, run.resume)
     arrays = {"parameters": torch.stack([t["parameters"] for t in trained]).numpy()}
-    if settings["snapshots"]:
+    if training.snapshots:
         arrays["snapshots"] = torch.stack([torch.stack(t["snapshots"]) for t in trained]).numpy()
     info = {
         "network": spec.to_dict(),
@@ -68,5 +69,10 @@ def train_group(
         "precision": run.compute.precision,
     }
     return store.write(
-        path, KIND, arrays, settings=settings, inputs={"data": data.artifact}, info=info
+        path,
+        KIND,
+        arrays,
+        settings=settings.model_dump(mode="json"),
+        inputs={"data": data.artifact},
+        info=info,
     )

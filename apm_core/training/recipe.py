@@ -6,6 +6,7 @@ from typing import Any
 
 from apm_core.errors import ConfigError
 from apm_core.settings.names import names_in
+from apm_core.settings.training import PoolTraining, RecipeSettings
 from apm_core.training import augment
 
 
@@ -48,12 +49,10 @@ class Recipe:
         augment.groups(self.augment)
 
     @classmethod
-    def of(cls, settings: dict[str, Any]) -> "Recipe":
-        """The recipe of a config section: the fields of this class, with `epochs` (E) for passes
-        and drop.
-        """
-        fields = {name: value for name, value in settings.items() if name != "epochs"}
-        return cls(passes=1, **fields).with_epochs(settings["epochs"])
+    def of(cls, settings: RecipeSettings) -> "Recipe":
+        """The recipe that the settings state; its passes and drop follow from their `epochs` E."""
+        fields = settings.model_dump(exclude={"epochs"})
+        return cls(passes=1, **fields).with_epochs(settings.epochs)
 
     def rate(self, index: int) -> float:
         """The learning rate of pass `index` (from 0)."""
@@ -85,18 +84,10 @@ class Recipe:
         return asdict(self)
 
 
-def teacher_recipe(settings: dict[str, Any]) -> Recipe:
+def teacher_recipe(training: PoolTraining) -> Recipe:
     """Recipe T1 of the APM code: SGD, DSA, one step decay; with `rho`, flat minima are looked for.
     `epochs` counts passes literally.
     """
-    return Recipe(
-        passes=settings["epochs"],
-        lr=settings["lr"],
-        batch=settings["batch"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
-        drop=round(settings["drop_at"] * settings["epochs"]),
-        augment=settings["augment"],
-        rho=settings.get("rho", 0.0),
-        alpha=settings.get("alpha", 0.0),
-    )
+    own = {"lr", "batch", "momentum", "weight_decay", "augment", "rho", "alpha"}
+    drop = round(training.drop_at * training.epochs)
+    return Recipe(passes=training.epochs, drop=drop, **training.model_dump(include=own))

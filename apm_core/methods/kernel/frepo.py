@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from apm_core.methods.base import Job, Method, Shard, Update, require_embedding, require_loss
 from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.movers import Lamb, State
+from apm_core.nets.architectures.frepo_conv import FRePoConv
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
