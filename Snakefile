@@ -22,7 +22,7 @@ include: "workflow/rules/common.smk"
 rule all:
     default_target: True
     input:
-        f"results/{config['dataset']['name']}_ipc{config['ipc']}.json",
+        f"results/{DATASET}_ipc{SETTINGS.ipc}.json",
 
 
 include: "workflow/rules/data.smk"

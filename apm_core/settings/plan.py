@@ -85,6 +85,12 @@ class Plan:
                 f" presets/{dataset}_ipc{ipc}.yaml, or set dataset.name and ipc"
             )
 
+    @property
+    def networks(self) -> list[Network]:
+        """The architectures that will read the images."""
+        names = self.settings.evaluate.architectures
+        return [self._network(self.settings.teachers.network), *map(self._evaluated, names)]
+
     def prepare(self) -> PrepareSettings:
         """The data stage."""
         dataset = self.settings.dataset
@@ -100,8 +106,8 @@ class Plan:
         )
 
     def pool_key(self, name: PoolName) -> str:
-        """Names a pool and its settings, in the paths of its files."""
-        return f"{name}.{self.pool(name).fingerprint[:10]}"
+        """Names the settings of a pool in the paths of its files: runs that share them share it."""
+        return self.pool(name).fingerprint[:10]
 
     def distill_pool(self, entry: str) -> PoolName | None:
         """The pool that an entry distils from."""

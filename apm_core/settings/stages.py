@@ -22,15 +22,19 @@ class StageSettings(Section):
     seed: int = 0
     algorithm: int = 1  # raised when the code of the stage changes its results
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return self.model_dump(mode="json")
+
     @property
     def text(self) -> str:
         """Canonical JSON: equal for equal settings."""
-        return canonical(self.model_dump(mode="json"))
+        return canonical(self.to_dict())
 
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that name these settings."""
-        return fingerprint(self.model_dump(mode="json"))
+        return fingerprint(self.to_dict())
 
     @classmethod
     def read(cls, text: str) -> Self:

@@ -10,44 +10,47 @@ from apm_core import scores
 from apm_core.distilled import DistilledSet
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store
+from apm_core.settings.stages import CollectSettings
 from apm_core.settings.text import fingerprint
 
-REFERENCE_METHOD = "random"
+REFERENCE = "random"  # entry
 SUMMARY = "summary.csv"
+PREFIXES = {"own": "", "hard": "hard_label_", "plain": "plain_"}  # of a metric, by protocol
 Results = dict[str, Any]
 
 
 def collect(
     dataset: str,
-    settings: Mapping[str, Any],
+    settings: CollectSettings,
     sets: Mapping[str, DistilledSet],
     files: Sequence[str | Path],
 ) -> Results:
-    """The results file: `sets` by method, and the score files of the evaluation, ceiling and NAS
-    stages.
+    """The results file: `sets` by entry, and the score files of the evaluation, ceiling and NAS
+    stages, which say themselves what they measured. Every metric in them is taken over.
 
-    Score files are known by their place: ceiling/NETWORK.json,
-    evaluate/ipcN.METHOD/NETWORK.PROTOCOL.json and nas/ipcN.METHOD.json.
+    Raises ArtifactError for a file that was measured on another set or other data.
     """
     data = next(iter(sets.values())).artifact.inputs["data"]
-    made_from = {f"ipc{one.ipc}.{name}": one.artifact.content for name, one in sets.items()}
-    pieces = {tuple(Path(file).parts[-3:]): _piece(file, data, made_from) for file in files}
+    made_from = {entry: one.artifact.content for entry, one in sets.items()}
+    pieces = [_piece(file, data, made_from) for file in files]
     ceiling = {
-        Path(name).stem: _score(piece)
-        for (_, folder, name), piece in pieces.items()
-        if folder == "ceiling"
+        piece["measured"]["network"]: _with_rate(piece, piece["metrics"]["accuracy"])
+        for piece in pieces
+        if piece["measured"]["stage"] == "ceiling"
     }
-    methods = {
-        method: _method(method, distilled, ceiling, pieces) for method, distilled in sets.items()
-    }
+    methods = {}
+    for entry, one in sets.items():
+        own = [piece for piece in pieces if piece["measured"].get("entry") == entry]
+        methods[entry] = _method(one, ceiling, own)
     _add_scores(methods, ceiling)
+    record = settings.record
     return {
         "run": {
             "dataset": dataset,
-            "ipc": settings["ipc"],
-            "seed": settings["seed"],
-            "settings": dict(settings),
-            "fingerprint": fingerprint(settings),
+            "ipc": settings.ipc,
+            "seed": settings.seed,
+            "settings": record,
+            "fingerprint": fingerprint(record),
             "data_fingerprint": data,
             "date": datetime.now(UTC).date().isoformat(),
             "versions": store.versions(),
@@ -60,18 +63,13 @@ def collect(
 
 
 def _piece(file: str | Path, data: str, made_from: Mapping[str, str]) -> dict[str, Any]:
-    """The figures of a score file, after a look at what was measured: `data`, and the set that
-    `made_from` has for its place, if any.
-    """
-    folder, name = Path(file).parts[-2:]
-    if folder == "ceiling":
-        kind, wanted = "ceiling", {"data": data}
-    else:
-        kind = "agreement" if folder == "nas" else "evaluation"
-        place = Path(name).stem if folder == "nas" else folder
-        wanted = {"data": data, "distilled": made_from.get(place)}
-    figures, inputs = store.read_json(file, kind)
-    if None not in wanted.values() and inputs != wanted:
+    """The figures of a score file, after a look at what was measured."""
+    figures, inputs = store.read_json(file, "scores")
+    entry = figures["measured"].get("entry")
+    wanted = {"data": data}
+    if entry is not None:
+        wanted["distilled"] = made_from.get(entry)
+    if inputs != wanted:
         raise ArtifactError(
             f"{file}: was measured on another set or other data: delete {file} and run again"
         )
@@ -79,34 +77,32 @@ def _piece(file: str | Path, data: str, made_from: Mapping[str, str]) -> dict[st
 
 
 def _method(
-    name: str, distilled: DistilledSet, ceiling: Mapping[str, Any], pieces: Mapping[tuple, Any]
+    distilled: DistilledSet, ceiling: Mapping[str, Any], pieces: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    protocols: dict[str, dict[str, Any]] = {"own": {}, "hard": {}, "plain": {}}
-    for (_, folder, file), piece in pieces.items():
-        if folder == f"ipc{distilled.ipc}.{name}":
-            network, protocol, _ = file.split(".")
-            protocols[protocol][network] = _score(piece)
-    for network, score in protocols["own"].items():
+    measures: dict[str, Any] = {f"{prefix}accuracy": {} for prefix in PREFIXES.values()}
+    nas = None
+    for piece in pieces:
+        what = piece["measured"]
+        if what["stage"] == "nas":
+            nas = {key: value for key, value in piece.items() if key != "measured"}
+            continue
+        for metric, score in piece["metrics"].items():
+            key = PREFIXES[what["protocol"]] + metric
+            measures.setdefault(key, {})[what["network"]] = _with_rate(piece, score)
+    for network, score in measures["accuracy"].items():
         full = ceiling.get(network)
         score["recovery"] = score["mean"] / full["mean"] if full else None
     info = distilled.artifact.info
     stored = distilled.image_bytes + distilled.label_bytes
-    nas = [
-        p
-        for (_, folder, file), p in pieces.items()
-        if (folder, file) == ("nas", f"ipc{distilled.ipc}.{name}.json")
-    ]
     return {
         "images": len(distilled),
         "image_bytes": distilled.image_bytes,
         "label_bytes": distilled.label_bytes,
         "compression": info["real_bytes"] / stored,
-        "accuracy": protocols["own"],
-        "hard_label_accuracy": protocols["hard"],
-        "plain_accuracy": protocols["plain"],
+        **measures,
         "lrs": None,
         "ars": None,
-        "nas": nas[0] if nas else None,
+        "nas": nas,
         "cost": {
             "teacher_seconds": info["teacher_seconds"],
             "distill_seconds": info["distill_seconds"],
@@ -119,11 +115,11 @@ def _method(
 
 def _add_scores(methods: dict[str, Any], ceiling: Mapping[str, Any]) -> None:
     """LRS and ARS of DD-Ranking on the first architecture that has all the accuracies they need."""
-    random = methods.get(REFERENCE_METHOD)
+    random = methods.get(REFERENCE)
     if random is None:
         return
     for name, method in methods.items():
-        if name == REFERENCE_METHOD:
+        if name == REFERENCE:
             continue
         for network, score in method["accuracy"].items():
             hard = method["hard_label_accuracy"].get(network)
@@ -144,31 +140,28 @@ def _add_scores(methods: dict[str, Any], ceiling: Mapping[str, Any]) -> None:
                 )
 
 
-def _score(piece: Mapping[str, Any]) -> dict[str, Any]:
-    figures = {key: piece[key] for key in ("mean", "std", "n", "runs")}
-    return {**figures, "lr": piece["recipe"]["lr"]}
+def _with_rate(piece: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
+    """A score with the learning rate of the trainings."""
+    return {**score, "lr": piece["recipe"]["lr"]}
 
 
 def _device(sets: Mapping[str, DistilledSet]) -> str:
     return ", ".join(sorted({s.artifact.info["device"] for s in sets.values()}))
 
 
-def _seconds(sets: Mapping[str, DistilledSet], pieces: Mapping[tuple, Any]) -> dict[str, float]:
-    """Seconds per stage, over all methods; the teachers once."""
-
-    def total(select: str) -> float:
-        return sum(
-            p["seconds"] for (_, folder, _), p in pieces.items() if folder.startswith(select)
-        )
-
-    infos = [s.artifact.info for s in sets.values()]
-    return {
+def _seconds(
+    sets: Mapping[str, DistilledSet], pieces: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Seconds per stage, over all entries; the teachers once."""
+    infos = [one.artifact.info for one in sets.values()]
+    seconds = {
         "teachers": max(info["teacher_seconds"] for info in infos),
         "distill": sum(info["distill_seconds"] for info in infos),
-        "evaluate": total("ipc"),
-        "ceiling": total("ceiling"),
-        "nas": total("nas"),
+        **dict.fromkeys(("evaluate", "ceiling", "nas"), 0.0),
     }
+    for piece in pieces:
+        seconds[piece["measured"]["stage"]] += piece["seconds"]
+    return seconds
 
 
 def summarize_folder(folder: Path) -> None:

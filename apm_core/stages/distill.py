@@ -209,9 +209,7 @@ def distill_shard(
     inputs = {"data": data.artifact}
     for number, artifact in enumerate(pool.artifacts if pool else ()):
         inputs[f"teachers{number}"] = artifact
-    return store.write(
-        path, KIND, arrays, settings=settings.model_dump(mode="json"), inputs=inputs, info=info
-    )
+    return store.write(path, KIND, arrays, settings=settings.to_dict(), inputs=inputs, info=info)
 
 
 def home_of(data: PreparedData, ipc: int, compute: Compute, budget: Budget | None) -> torch.device:

@@ -84,7 +84,7 @@ def merge(
         f"teachers{number}": group for number, group in enumerate(pool.artifacts if pool else ())
     }
     inputs |= {f"shard{number}": shard for number, shard in enumerate(shards)}
-    told = settings.model_dump(mode="json")
+    told = settings.to_dict()
     return distilled.save(path, result, settings=told, inputs=inputs, info=info)
 
 

@@ -57,5 +57,5 @@ def prepare(
         "class_names": list(dataset.class_names),
         "warnings": warnings,
     }
-    store.write(path, KIND, arrays, settings=settings.model_dump(mode="json"), info=info)
+    store.write(path, KIND, arrays, settings=settings.to_dict(), info=info)
     return PreparedData.open(path)

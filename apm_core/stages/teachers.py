@@ -72,7 +72,7 @@ def train_group(
         path,
         KIND,
         arrays,
-        settings=settings.model_dump(mode="json"),
+        settings=settings.to_dict(),
         inputs={"data": data.artifact},
         info=info,
     )

@@ -10,7 +10,7 @@ rule prepare:
         mem_mb=growing(16000),
         runtime=growing(60),
     params:
-        settings=PLAN.prepare(),
+        settings=PLAN.prepare().text,
     script:
         "../scripts/prepare.py"
 
@@ -31,6 +31,6 @@ rule whitening:
         mem_mb=growing(16000),
         runtime=growing(30),
     params:
-        settings=PLAN.prepare(),
+        settings=PLAN.prepare().text,
     script:
         "../scripts/whitening.py"

@@ -3,9 +3,9 @@ rule distill:
         data="work/{dataset}/data.zarr.zip",
         teachers=pool_for_distillation,
     output:
-        shard=ensure("work/{dataset}/distill/{method}.ipc{ipc}/{shard}.zarr.zip", non_empty=True),
+        shard=ensure("work/{dataset}/distill/{entry}.ipc{ipc}/{shard}.zarr.zip", non_empty=True),
     log:
-        "logs/{dataset}/distill.{method}.ipc{ipc}.{shard}.log",
+        "logs/{dataset}/distill.{entry}.ipc{ipc}.{shard}.log",
     conda:
         "../../envs/apm.yaml"
     threads: THREADS
@@ -14,7 +14,7 @@ rule distill:
         mem_mb=distill_mem_mb,
         runtime=growing(720),
     params:
-        settings=lambda wildcards: PLAN.distill(wildcards.method),
+        settings=lambda wildcards: PLAN.distill(wildcards.entry).text,
     script:
         "../scripts/distill.py"
 
@@ -25,9 +25,9 @@ rule merge:
         teachers=pool_for_labels,
         shards=shard_files,
     output:
-        distilled=ensure("results/{dataset}_ipc{ipc}.{method}.zarr.zip", non_empty=True),
+        distilled=ensure("results/{dataset}_ipc{ipc}.{entry}.zarr.zip", non_empty=True),
     log:
-        "logs/{dataset}/merge.{method}.ipc{ipc}.log",
+        "logs/{dataset}/merge.{entry}.ipc{ipc}.log",
     conda:
         "../../envs/apm.yaml"
     threads: THREADS
@@ -35,6 +35,6 @@ rule merge:
         mem_mb=growing(16000),
         runtime=growing(30),
     params:
-        settings=lambda wildcards: PLAN.merge(wildcards.method),
+        settings=lambda wildcards: PLAN.merge(wildcards.entry).text,
     script:
         "../scripts/merge.py"

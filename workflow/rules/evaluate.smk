@@ -1,14 +1,14 @@
 rule evaluate:
     input:
         data="work/{dataset}/data.zarr.zip",
-        distilled="results/{dataset}_ipc{ipc}.{method}.zarr.zip",
+        distilled="results/{dataset}_ipc{ipc}.{entry}.zarr.zip",
     output:
         scores=ensure(
-            "work/{dataset}/evaluate/ipc{ipc}.{method}/{network}.{protocol}.json",
+            "work/{dataset}/evaluate/ipc{ipc}.{entry}/{network}.{protocol}.json",
             non_empty=True,
         ),
     log:
-        "logs/{dataset}/evaluate.ipc{ipc}.{method}.{network}.{protocol}.log",
+        "logs/{dataset}/evaluate.ipc{ipc}.{entry}.{network}.{protocol}.log",
     conda:
         "../../envs/apm.yaml"
     threads: THREADS
@@ -17,7 +17,7 @@ rule evaluate:
         mem_mb=growing(16000),
         runtime=growing(240),
     params:
-        settings=lambda wildcards: PLAN.evaluate(wildcards.network, wildcards.protocol),
+        settings=lambda wildcards: PLAN.evaluate(wildcards.network, wildcards.protocol).text,
     script:
         "../scripts/evaluate.py"
 
@@ -37,6 +37,6 @@ rule ceiling:
         mem_mb=growing(16000),
         runtime=growing(240),
     params:
-        settings=lambda wildcards: PLAN.ceiling(wildcards.network),
+        settings=lambda wildcards: PLAN.ceiling(wildcards.network).text,
     script:
         "../scripts/ceiling.py"

@@ -13,7 +13,7 @@ rule nas_reference:
         mem_mb=growing(16000),
         runtime=growing(1440),
     params:
-        settings=PLAN.nas_reference(),
+        settings=PLAN.nas_reference().text,
     script:
         "../scripts/nas_reference.py"
 
@@ -21,11 +21,11 @@ rule nas_reference:
 rule nas_proxy:
     input:
         data="work/{dataset}/data.zarr.zip",
-        distilled="results/{dataset}_ipc{ipc}.{method}.zarr.zip",
+        distilled="results/{dataset}_ipc{ipc}.{entry}.zarr.zip",
     output:
-        ranking=ensure("work/{dataset}/nas/ipc{ipc}.{method}.proxy.json", non_empty=True),
+        ranking=ensure("work/{dataset}/nas/ipc{ipc}.{entry}.proxy.json", non_empty=True),
     log:
-        "logs/{dataset}/nas.ipc{ipc}.{method}.proxy.log",
+        "logs/{dataset}/nas.ipc{ipc}.{entry}.proxy.log",
     conda:
         "../../envs/apm.yaml"
     threads: THREADS
@@ -34,23 +34,23 @@ rule nas_proxy:
         mem_mb=growing(16000),
         runtime=growing(720),
     params:
-        settings=PLAN.nas_proxy(),
+        settings=PLAN.nas_proxy().text,
     script:
         "../scripts/nas_proxy.py"
 
 
 rule nas:
     input:
-        proxy="work/{dataset}/nas/ipc{ipc}.{method}.proxy.json",
+        proxy="work/{dataset}/nas/ipc{ipc}.{entry}.proxy.json",
         reference=nas_reference_file,
     output:
-        scores=ensure("work/{dataset}/nas/ipc{ipc}.{method}.json", non_empty=True),
+        scores=ensure("work/{dataset}/nas/ipc{ipc}.{entry}.json", non_empty=True),
     log:
-        "logs/{dataset}/nas.ipc{ipc}.{method}.log",
+        "logs/{dataset}/nas.ipc{ipc}.{entry}.log",
     localrule: True
     conda:
         "../../envs/apm.yaml"
     params:
-        settings=PLAN.nas(),
+        settings=PLAN.nas().text,
     script:
         "../scripts/nas.py"

@@ -4,7 +4,7 @@ rule collect:
         distilled=distilled_sets,
         # not read, but part of the product
         whitening="results/{dataset}.whitening.zarr.zip",
-        scores=evaluation_files,
+        scores=score_files,
     output:
         results=ensure("results/{dataset}_ipc{ipc}.json", non_empty=True),
         table=report(
@@ -25,6 +25,6 @@ rule collect:
     conda:
         "../../envs/apm.yaml"
     params:
-        settings=PLAN.collect(),
+        settings=PLAN.collect().text,
     script:
         "../scripts/collect.py"

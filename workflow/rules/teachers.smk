@@ -2,9 +2,9 @@ rule teachers:
     input:
         data="work/{dataset}/data.zarr.zip",
     output:
-        pool=ensure("work/{dataset}/{pool}/{group}.zarr.zip", non_empty=True),
+        pool=ensure("work/{dataset}/pools/{pool}.{key}/{group}.zarr.zip", non_empty=True),
     log:
-        "logs/{dataset}/{pool}.{group}.log",
+        "logs/{dataset}/{pool}.{key}.{group}.log",
     conda:
         "../../envs/apm.yaml"
     threads: THREADS
@@ -13,6 +13,6 @@ rule teachers:
         mem_mb=growing(16000),
         runtime=growing(240),
     params:
-        settings=lambda wildcards: PLAN.pool(wildcards.pool),
+        settings=pool_settings,
     script:
         "../scripts/teachers.py"

@@ -2,7 +2,6 @@
 one-line errors.
 """
 
-import json
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Generic, TextIO, TypeVar
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,6 +21,8 @@ from apm_core.runtime.device import choose, reserved
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.runtime.store import content_of
+from apm_core.settings.run import RunSettings
+from apm_core.settings.stages import StageSettings
 from workflow.takeover import at_work
 
 if TYPE_CHECKING:
@@ -32,11 +33,15 @@ SAME_SIGNAL_S = 3.0
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
+Told = TypeVar("Told", bound=StageSettings)
+
+
 @dataclass(frozen=True)
-class Job:
+class Started(Generic[Told]):
     """One Snakemake job, ready to run."""
 
-    settings: dict[str, Any]
+    settings: Told
+    config: RunSettings  # for what does not change the result: how to compute, what comes later
     run: Run
     log: Callable[[str], None]  # writes one line to the rule's log
 
@@ -73,37 +78,40 @@ class ShownProgress:
 
 
 @contextmanager
-def job(snakemake: "Snakemake") -> Iterator[Job]:
-    """Run the body of a script; an error that the user can repair ends it with one line."""
-    settings = json.loads(snakemake.params.settings)
-    options = snakemake.config["compute"]
+def job(snakemake: "Snakemake", kind: type[Told]) -> Iterator[Started[Told]]:
+    """Run the body of a script, whose stage is told settings of this `kind`; an error that the user
+    can repair ends it with one line.
+    """
+    settings = kind.read(snakemake.params.settings)
+    config = RunSettings.of(snakemake.config)
+    options = config.compute
     torch.set_num_threads(snakemake.threads)
     with ExitStack() as stack:
         log = stack.enter_context(Path(snakemake.log[0]).open("w", encoding="utf-8"))
         bar = stack.enter_context(_bar()) if sys.stderr.isatty() else None
         progress = ShownProgress(f"{snakemake.rule} {_wildcards(snakemake)}".strip(), log, bar)
-        progress.line(f"settings {json.dumps(settings)}")
+        progress.line(f"settings {settings.text}")
         asked = snakemake.resources.get("gpu", 0) or "gpu" in snakemake.resources.get("gres", "")
-        device = options["device"] if asked else "cpu"
+        device = options.device if asked else "cpu"
         stack.enter_context(at_work(Path(".snakemake")))
         try:
             chosen = stack.enter_context(reserved(device))
-            precision = settings.get("precision", "auto")
-            compute = choose(chosen, precision, options["compile"], progress.line)
+            precision = getattr(settings, "precision", None) or "auto"
+            compute = choose(chosen, precision, options.compile, progress.line)
             progress.line(
                 f"on {compute.device} in {compute.precision} with {snakemake.threads} threads"
             )
             _date_back(snakemake, progress.line)
             identity = [
                 snakemake.rule,
-                settings,
+                settings.to_dict(),
                 dict(snakemake.wildcards.items()),
                 _contents(snakemake),
             ]
-            resume = Resume("work/.resume", identity, every=options["resume_interval"])
+            resume = Resume("work/.resume", identity, every=options.resume_interval)
             progress.line(f"unfinished work is kept in {resume.path}")
             stack.enter_context(_saving_when_asked_to_stop(resume))
-            yield Job(settings, Run(compute, resume, progress), progress.line)
+            yield Started(settings, config, Run(compute, resume, progress), progress.line)
             resume.clear()
             progress.line("done")
         except InterruptedRunError as error:

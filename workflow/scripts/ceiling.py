@@ -6,12 +6,13 @@ from _job import job
 
 from apm_core.data.prepared import PreparedData
 from apm_core.runtime.store import write_json
+from apm_core.settings.stages import CeilingSettings
 from apm_core.stages.evaluate import ceiling
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake) as this:
+with job(snakemake, CeilingSettings) as this:
     data = PreparedData.open(snakemake.input.data)
     scores = ceiling(data, this.settings, this.run)
-    write_json(snakemake.output.scores, "ceiling", scores, {"data": data.artifact.content})
+    write_json(snakemake.output.scores, "scores", scores, {"data": data.artifact.content})

@@ -10,13 +10,14 @@ from rich.console import Console
 from apm_core.distilled import load
 from apm_core.report import gallery, table
 from apm_core.runtime.store import write_json
+from apm_core.settings.stages import CollectSettings
 from apm_core.stages.collect import collect, summarize_folder
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake) as this:
-    sets = {s.artifact.info["method"]: s for s in map(load, snakemake.input.distilled)}
+with job(snakemake, CollectSettings) as this:
+    sets = {s.artifact.info["entry"]: s for s in map(load, snakemake.input.distilled)}
     results = collect(snakemake.wildcards.dataset, this.settings, sets, snakemake.input.scores)
     gallery.write_gallery(snakemake.output.gallery, sets)
     table.write_html(snakemake.output.table, results)

@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING
 from _job import job
 
 from apm_core.data.prepared import PreparedData
+from apm_core.settings.stages import DistillSettings
 from apm_core.stages.distill import Budget, distill_shard
 from apm_core.training.teacher_pool import TeacherPool
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake) as this:
-    options = snakemake.config["compute"]
+with job(snakemake, DistillSettings) as this:
+    compute = this.config.compute
     data = PreparedData.open(snakemake.input.data)
     teachers = snakemake.input.get("teachers")
     distill_shard(
@@ -22,6 +23,6 @@ with job(snakemake) as this:
         data,
         TeacherPool.open(teachers, data, this.run.compute) if teachers else None,
         this.run,
-        segment=options["segment"],
-        budget=Budget.of(options, this.run.compute),
+        segment=compute.segment,
+        budget=Budget.of(compute, this.run.compute),
     )

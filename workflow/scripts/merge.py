@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from _job import job
 
 from apm_core.data.prepared import PreparedData
+from apm_core.settings.stages import MergeSettings
 from apm_core.stages.merge import merge
 from apm_core.training.teacher_pool import TeacherPool
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake) as this:
+with job(snakemake, MergeSettings) as this:
     data = PreparedData.open(snakemake.input.data)
     teachers = snakemake.input.get("teachers")
     merge(

@@ -6,16 +6,17 @@ from _job import job
 
 from apm_core.errors import ArtifactError
 from apm_core.runtime.store import read_json, write_json
+from apm_core.settings.stages import AgreementSettings
 from apm_core.stages.nas import compare, table_reference
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake) as this:
+with job(snakemake, AgreementSettings) as this:
     proxies, inputs = read_json(snakemake.input.proxy, "ranking")
-    source = this.settings["source"]
+    source = this.settings.source
     if source == "table":
-        column = this.settings["column"]
+        column = this.settings.column
         reference = table_reference(snakemake.input.reference, column, proxies["architectures"])
     else:
         trained, made_from = read_json(snakemake.input.reference, "ranking")
@@ -24,5 +25,5 @@ with job(snakemake) as this:
                 f"{snakemake.input.reference}: was measured on other data: delete it and run again"
             )
         reference = trained["accuracies"][0]
-    scores = compare(proxies, reference, source, this.settings["seed"])
-    write_json(snakemake.output.scores, "agreement", scores, inputs)
+    scores = compare(proxies, reference, source, this.settings.seed)
+    write_json(snakemake.output.scores, "scores", scores, inputs)

@@ -7,12 +7,13 @@ from _job import job
 from apm_core.data.prepared import PreparedData
 from apm_core.distilled import load
 from apm_core.runtime.store import write_json
+from apm_core.settings.stages import RankingSettings
 from apm_core.stages.nas import proxy
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake) as this:
+with job(snakemake, RankingSettings) as this:
     distilled = load(snakemake.input.distilled)
     data = PreparedData.open(snakemake.input.data)
     ranking = proxy(distilled, data, this.settings, this.run)

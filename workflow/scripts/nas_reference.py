@@ -6,12 +6,13 @@ from _job import job
 
 from apm_core.data.prepared import PreparedData
 from apm_core.runtime.store import write_json
+from apm_core.settings.stages import RankingSettings
 from apm_core.stages.nas import train_reference
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake) as this:
+with job(snakemake, RankingSettings) as this:
     data = PreparedData.open(snakemake.input.data)
     ranking = train_reference(data, this.settings, this.run)
     write_json(snakemake.output.ranking, "ranking", ranking, {"data": data.artifact.content})

@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 
 from _job import job
 
+from apm_core.settings.plan import Plan
+from apm_core.settings.stages import PrepareSettings
 from apm_core.stages.prepare import prepare
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with job(snakemake) as this:
-    config = snakemake.config
+with job(snakemake, PrepareSettings) as this:
+    plan = Plan(this.config)
     data = prepare(
-        snakemake.output.data,
-        this.settings,
-        ipc=config["ipc"],
-        architectures=[config["teachers"]["network"], *config["evaluate"]["architectures"]],
+        snakemake.output.data, this.settings, ipc=this.config.ipc, networks=plan.networks
     )
     for warning in data.artifact.info["warnings"]:
         this.log(f"warning: {warning}")
