@@ -67,7 +67,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(local: Path) -> dict[str, str]:
     """The contents of the run on this machine."""
     found = contents(local)
-    assert len(found) == 5  # data, teachers, two shards, the set
+    assert len(found) == 6  # data, teachers, two shards, the set and its whitening
     return found
 
 

@@ -24,6 +24,8 @@ rule merge:
         data="work/{dataset}/data.zarr.zip",
         teachers=pool_for_labels,
         shards=shard_files,
+        # not read, only to lie beside the set; a newer file alone changes no set
+        whitening=ancient("results/{dataset}.whitening.zarr.zip"),
     output:
         distilled=ensure("results/{dataset}_ipc{ipc}.{entry}.zarr.zip", non_empty=True),
     log:

@@ -2,8 +2,6 @@ rule collect:
     input:
         data="work/{dataset}/data.zarr.zip",
         distilled=distilled_sets,
-        # not read, but part of the product
-        whitening="results/{dataset}.whitening.zarr.zip",
         scores=score_files,
     output:
         results=ensure("results/{dataset}_ipc{ipc}.json", non_empty=True),

@@ -1,5 +1,6 @@
 """Stage 4: shards to the distilled set, with its final labels."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from _job import job
@@ -22,5 +23,5 @@ with job(snakemake, MergeSettings) as this:
         data,
         TeacherPool.open(teachers, data, this.run.compute) if teachers else None,
         this.run.compute,
-        f"{snakemake.wildcards.dataset}.whitening.zarr.zip",
+        Path(snakemake.input.whitening).name,
     )
