@@ -14,7 +14,7 @@ Deviations from the published code, each a setting where it changes numbers:
 
 Beyond the paper, all off by default and what `apm_plus` is made of. What each does to the accuracy
 on held-out images of CIFAR-10 at 1, 10 and 50 images per class, in points beside one base, is in
-`benchmarks/results/ablation_cpu.json` and in docs/results.md:
+`benchmarks/results/ablation_cpu.json` and in the README:
 - Teachers of early epochs (`teacher_epochs`): +6, +4 and +2 over fully trained ones;
   their mean for labels (the pool's `labels`), +1, +4 and +5; images that move further, 0, +3, +4.
 - One image per class has to be typical: a weight of 10 for the cross-entropy, +9, augmentation in
