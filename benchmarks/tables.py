@@ -1,10 +1,12 @@
-"""The committed figures as the README's tables: `python -m benchmarks.tables`."""
+"""The committed figures as Markdown tables; `benchmarks.docs` puts them into the pages."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.measure import RESULTS
+from apm_core.report.table import markdown as results
+
+OURS = "apm_plus"
+CONTROL = "random_plus"  # real images with the same labels and recipe
 
 
 def rows(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -43,18 +45,73 @@ def updates(report: dict[str, Any]) -> str:
     return rows(["image update, ms", *header], by_path(report, cell))
 
 
-def peaks(report: dict[str, Any]) -> str:
-    """Peak megabytes without S as one quantity grows."""
+def grown(report: dict[str, Any], header: str, figure: str, digits: int) -> str:
+    """A figure as one quantity grows."""
     lines: dict[str, list[str]] = {}
     for row in report["growth"]:
         quantity, value = row["grows"].split()
-        lines.setdefault(quantity, []).append(f"{value}: {row['MB without S']:.0f}")
-    return rows(
-        ["peak without S, MB", "as it grows"], [[k, ", ".join(v)] for k, v in lines.items()]
-    )
+        lines.setdefault(quantity, []).append(f"{value}: {row[figure]:.{digits}f}")
+    return rows([header, "as it grows"], [[k, ", ".join(v)] for k, v in lines.items()])
 
 
-def precisions(reports: Sequence[dict[str, Any]]) -> str:
+def peaks(report: dict[str, Any]) -> str:
+    """Peak megabytes without S as one quantity grows."""
+    return grown(report, "peak without S, MB", "MB without S", 0)
+
+
+def seconds(report: dict[str, Any]) -> str:
+    """Seconds of a round as one quantity grows."""
+    return grown(report, "a round, s", "s", 2)
+
+
+def side_by_side(report: dict[str, Any]) -> str:
+    """Seconds for the same students by one process, or by several."""
+    lines: dict[tuple[int, int], list[str]] = {}
+    for row in report["side_by_side"]:
+        key = row["processes"], row["threads each"]
+        lines.setdefault(key, []).append(f"{row['s']:.1f}")
+    students = report["side_by_side"][0]["students"]
+    header = ["processes", "threads each", f"{students} students, s, in turns"]
+    return rows(header, [[*map(str, key), ", ".join(found)] for key, found in lines.items()])
+
+
+def gradients(report: dict[str, Any]) -> str:
+    """Peak megabytes and seconds of each way to a trajectory's gradient, by its steps."""
+    lines: dict[str, list[str]] = {}
+    for row in report["rows"]:
+        lines.setdefault(row["way"], [row["way"]]).append(f"{row['MB']:.0f} MB, {row['s']:.2f} s")
+    most = max(row["steps"] for row in report["rows"])
+    for row in report["rows"]:
+        if row["steps"] == most:
+            lines[row["way"]] += [f"{row['error']:.2g}", f"{row['cosine']:.2f}"]
+    steps = dict.fromkeys(f"{row['steps']} steps" for row in report["rows"])
+    return rows(["gradient", *steps, f"error, {most} steps", "cosine"], list(lines.values()))
+
+
+def overhead(report: dict[str, Any]) -> str:
+    """Where the quick start's wall time goes."""
+    header = ["jobs", "wall, s", "training, s", "outside, %"]
+    return rows(header, [[f"{report[name]:.0f}" for name in header]])
+
+
+def chaos(report: dict[str, Any]) -> str:
+    """What killing the pipeline and damaging its files did."""
+    killed, damaged = report["killed"], report["damaged"]
+    unlike = killed["contents unlike those of the unbroken run"]
+    broken = killed["files not whole after a kill"]
+    lines = [
+        ["kills", killed["kills"]],
+        ["of them while a file was being written", killed["while a file was being written"]],
+        ["files not whole after a kill", len(broken)],
+        ["runs that did not go on", len(killed["runs that did not go on"])],
+        ["contents unlike those of the unbroken run", len(unlike)],
+        ["files damaged", damaged["damages"]],
+        ["of them not refused", len(damaged["missed"])],
+    ]
+    return rows(["the digits pipeline", ""], [[name, str(count)] for name, count in lines])
+
+
+def precisions(*reports: dict[str, Any]) -> str:
     """Accuracy in bf16 and in float32."""
     lines = []
     for report in reports:
@@ -81,21 +138,38 @@ def ablation(report: dict[str, Any]) -> str:
     return rows(["held-out accuracy, %", *(f"IPC {ipc}" for ipc in sizes)], lines)
 
 
-def all_tables() -> list[str]:
-    """Every table that `python -m benchmarks` and its modules measure."""
+def summary(*reports: dict[str, Any]) -> str:
+    """One line for each IPC: ours, the best other system, its control, the full data."""
 
-    def read(name: str) -> dict[str, Any]:
-        return json.loads((RESULTS / f"{name}.json").read_text())
+    def cell(score: dict[str, Any]) -> str:
+        return f"{score['mean']:.1f} ± {score['std']:.1f}"
 
-    compared = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("precision_*.json"))]
-    return [
-        steps(read("step_cpu")),
-        updates(read("round_cpu")),
-        peaks(read("memory_cpu")),
-        precisions(compared),
-        ablation(read("ablation_cpu")),
-    ]
+    lines = []
+    for report in reports:
+        methods = report["methods"]
+        scores = {name: found["accuracy"]["convnet"] for name, found in methods.items()}
+        others = [n for n in scores if n != OURS and not n.startswith("random")]
+        best = max(others, key=lambda name: scores[name]["mean"])
+        images = f"{report['run']['ipc']} per class"
+        shown = [cell(scores[OURS]), f"{best}: {cell(scores[best])}", cell(scores[CONTROL])]
+        lines.append([images, *shown, cell(report["ceiling"]["convnet"])])
+    header = ["images", OURS, "best other system", "random, same labels", "full data"]
+    return rows(header, lines)
 
 
-if __name__ == "__main__":
-    print("\n\n".join(all_tables()))
+TABLES: dict[str, Callable[..., str]] = {
+    table.__name__: table
+    for table in (
+        ablation,
+        chaos,
+        gradients,
+        overhead,
+        peaks,
+        precisions,
+        seconds,
+        side_by_side,
+        steps,
+        summary,
+        updates,
+    )
+} | {"results": results}

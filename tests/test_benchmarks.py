@@ -1,21 +1,57 @@
-"""The benchmarks' own arithmetic, and that the README shows what they wrote."""
+"""The benchmarks' own arithmetic, and that the pages show what they wrote."""
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 from plan import Plan, check_schema
 
 from apm_core import methods
 from apm_core.runtime.device import Compute
-from benchmarks import ablation, measure, overhead, pipeline, precision, tables
+from benchmarks import ablation, docs, measure, overhead, picture, pipeline, precision, tables
 from benchmarks.workload import CIFAR10, apm, job, spec_of
 
 
-def test_the_tables_of_the_committed_figures_stand_in_the_readme():
-    readme = (precision.ROOT / "README.md").read_text()
-    for table in tables.all_tables():
-        assert table in readme
+@pytest.mark.parametrize("page", docs.PAGES, ids=lambda page: page.name)
+def test_the_tables_of_a_page_are_those_of_the_committed_figures(page):
+    assert docs.current(page) == page.read_text()
+
+
+def test_every_file_of_figures_has_a_table():
+    pages = "".join(page.read_text() for page in docs.PAGES)
+    shown = {file for _, _, files, _ in docs.BLOCK.findall(pages) for file in files.split()}
+    assert shown == {path.stem for path in measure.RESULTS.glob("*.json")}
+
+
+@pytest.mark.parametrize("mark", ["table: steps step_cpu -->\n", "table: steps -->\n<!-- end -->"])
+def test_a_mark_without_an_end_or_a_file_is_refused(tmp_path, mark):
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- {mark}prose")
+    with pytest.raises(ValueError, match="a mark is misspelt"):
+        docs.current(page)
+
+
+def result(ipc: int, **means: float) -> dict:
+    scores = {name: {"mean": mean, "std": 0.5} for name, mean in means.items()}
+    ceiling = {"convnet": scores.pop("full")}
+    methods = {name: {"accuracy": {"convnet": score}} for name, score in scores.items()}
+    return {"run": {"ipc": ipc}, "methods": methods, "ceiling": ceiling}
+
+
+def test_the_summary_names_the_best_system_that_is_neither_ours_nor_real_images():
+    few = result(1, random_plus=40.0, random_hard=39.0, apm_plus=41.0, dm=20.0, dc=30.0, full=80.0)
+    assert tables.summary(few).splitlines()[-1] == (
+        "| 1 per class | 41.0 ± 0.5 | dc: 30.0 ± 0.5 | 40.0 ± 0.5 | 80.0 ± 0.5 |"
+    )
+
+
+def test_a_picture_has_a_column_for_each_class():
+    black, white = (np.full((10, 2, 8, 8, 3), shade, dtype=np.uint8) for shade in (0, 255))
+    sheet = picture.picture({"real": black, "distilled": white}, [str(c) for c in range(10)])
+    assert 800 <= sheet.width <= picture.WIDTH
+    dark = np.asarray(sheet)[30, picture.MARGIN :, 0] == 0  # a line through the first images
+    assert np.count_nonzero(np.diff(dark.astype(int)) == -1) == 10
 
 
 def test_functions_are_timed_in_turns(cpu):

@@ -168,7 +168,8 @@ def test_a_killed_snakemake_leaves_jobs_that_one_line_cancels(cluster, submit, e
     again = submit(prepared)
     assert again.wait(60) != 0
     assert "Directory cannot be locked" in (prepared / "log").read_text()
-    [line] = re.findall(r"^squeue .*scancel$", (REPO / "README.md").read_text(), re.MULTILINE)
+    page = (REPO / "docs/troubleshooting.md").read_text()
+    [line] = re.findall(r"^squeue .*scancel$", page, re.MULTILINE)
     subprocess.run(
         line, shell=True, cwd=prepared, env=cluster.environment, check=True, executable="/bin/bash"
     )
