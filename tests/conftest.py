@@ -12,6 +12,14 @@ from apm_core import distilled
 from apm_core.data import whitening_file
 from apm_core.runtime.device import Compute
 from apm_core.runtime.run import Run
+from apm_core.settings.dataset import Images
+from apm_core.settings.stages import (
+    DistillSettings,
+    MergeSettings,
+    PoolSettings,
+    PrepareSettings,
+)
+from apm_core.settings.training import Network, PoolTraining, RecipeSettings
 from apm_core.stages.distill import distill_shard
 from apm_core.stages.merge import merge
 from apm_core.stages.prepare import prepare
@@ -65,45 +73,21 @@ def cpu():
 
 @pytest.fixture(scope="session")
 def digits_settings():
-    return {
-        "source": "digits",
-        "data_dir": None,
-        "resolution": None,
-        "channels": None,
-        "fit": "squash",
-        "test_fraction": 0.2,
-        "held_out": None,
-        "whitening": "zca",
-        "zca_eps": 0.1,
-        "seed": 0,
-    }
+    return PrepareSettings(images=Images(source="digits", data_dir=None))
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory, digits_settings):
     """Whitened digits: 1,438 training and 359 test images, about, of 8 x 8 pixels."""
     path = tmp_path_factory.mktemp("digits") / "data.zarr.zip"
-    return prepare(path, digits_settings, ipc=2, architectures=["convnet"])
+    return prepare(path, digits_settings, ipc=2, networks=[Network()])
 
 
 @pytest.fixture(scope="session")
 def teacher_settings():
-    return {
-        "network": "convnet",
-        "width": 6,
-        "depth": 1,
-        "per_job": 2,
-        "epochs": 2,
-        "lr": 0.05,
-        "batch": 256,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "drop_at": 0.5,
-        "augment": "crop_scale",
-        "snapshots": True,
-        "precision": "float32",
-        "seed": 0,
-    }
+    training = PoolTraining(per_job=2, epochs=2, augment="crop_scale", snapshots=True)
+    network = Network(width=6, depth=1)
+    return PoolSettings(training=training, network=network, precision="float32")
 
 
 @pytest.fixture(scope="session")
@@ -124,22 +108,14 @@ def teachers(teacher_files, digits, cpu):
 
 @pytest.fixture(scope="session")
 def recipe_settings():
-    return {
-        "epochs": 6,
-        "lr": 0.05,
-        "batch": 16,
-        "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "loss": "l1",
-        "augment": "crop_scale",
-    }
+    return RecipeSettings(epochs=6, lr=0.05, batch=16, augment="crop_scale")
 
 
 @pytest.fixture(scope="session")
 def random_files(tmp_path_factory, digits, cpu):
     """Two shards of two real images per class."""
     folder = tmp_path_factory.mktemp("random")
-    settings = {"method": "random", "options": {}, "ipc": 2, "seed": 0}
+    settings = DistillSettings(method="random", options={}, ipc=2)
     files = [folder / "0.zarr.zip", folder / "1.zarr.zip"]
     for number, path in enumerate(files):
         distill_shard(path, settings, number, digits, None, Run(cpu))
@@ -148,8 +124,7 @@ def random_files(tmp_path_factory, digits, cpu):
 
 @pytest.fixture(scope="session")
 def merge_settings(recipe_settings):
-    labels = {"labels": "teacher", "label_epoch": None}
-    return {"method": "random", "recipe": recipe_settings, **labels, "seed": 0}
+    return MergeSettings(entry="random", labels="teacher", recipe=recipe_settings)
 
 
 @pytest.fixture(scope="session")
