@@ -18,7 +18,7 @@ RATES = "factors of the set's learning rate: the best on training images is used
 class Override(Section):
     """Numbers of one architecture in place of the section's; null: the section's."""
 
-    epochs: Count | None = setting(None, "E")
+    epochs: Count | None = setting(None, "E, as in recipe.epochs")
     networks: Count | None = setting(None, "trained from scratch")
     width: Count | None = setting(None, "channels of its first stage")
     lr: Above | None = setting(None, "learning rate; null: the set's")

@@ -41,6 +41,8 @@ ALGORITHM = {
 # of a method's settings: not what distillation depends on, or told to it in another form
 TOLD_OTHERWISE = {"rounds", "start_only", "recipe", "network", "labels", "label_epoch"}
 
+KEPT_BY_POOLS = {"per_job": 1, "snapshots": False, "snapshot_type": "float32"}  # not by ceilings
+
 
 class Plan:
     """The stages of one run. Every method returns the settings of one job."""
@@ -175,7 +177,7 @@ class Plan:
         """The networks trained on the full data."""
         section = self.settings.evaluate.ceiling
         training = _part(self.settings.teachers, PoolTraining)
-        training |= {"epochs": section.epochs, "snapshots": False, "per_job": 1}
+        training |= {"epochs": section.epochs} | KEPT_BY_POOLS
         return CeilingSettings(
             training=training,
             networks=section.networks,

@@ -17,6 +17,7 @@ from apm_core.settings.section import Count, Index, Section, laid_over, setting
 from apm_core.settings.training import POOLS, Pool, RecipeSettings, Teachers
 
 ENTRY_NAME = r"[a-z][a-z0-9_]*"
+RESERVED = ("whitening",)  # results/{dataset}.whitening.zarr.zip is no set
 LEAST_RANKED = 3  # networks
 
 
@@ -107,6 +108,10 @@ class RunSettings(Section):
             place = f"distill.methods.{number}"
             stated = {"name": item} if isinstance(item, str) else item.model_dump(exclude_none=True)
             name = stated["name"]
+            if name in RESERVED:
+                raise ConfigError(
+                    f"config: {place}.name: {name!r} is the name of another file: choose another"
+                )
             if name in found:
                 raise ConfigError(f"config: {place}: a second entry has the name {name!r}")
             found[name] = self._entry(stated, found, place)

@@ -7,7 +7,7 @@ sys.path[:0] = [str(workflow.basedir), str(Path(workflow.basedir, "workflow"))]
 
 from apm_core.errors import ConfigError
 from apm_core.settings.plan import Plan
-from apm_core.settings.run import ENTRY_NAME, RunSettings
+from apm_core.settings.run import ENTRY_NAME, RESERVED, RunSettings
 from apm_core.settings.training import POOLS
 from gpu import gpus_of
 from takeover import hold
@@ -34,7 +34,7 @@ wildcard_constraints:
     key=r"[0-9a-f]+",
     group=r"\d+",
     shard=r"\d+",
-    entry=rf"(?!whitening\b){ENTRY_NAME}",  # whose file would be called like a distilled set
+    entry=rf"(?!({"|".join(RESERVED)})\b){ENTRY_NAME}",
     network=r"[a-z0-9_]+",
     protocol=r"own|hard|plain",
 
