@@ -1,6 +1,6 @@
-"""Distilled images beside real ones: a column for each class.
+"""Distilled images, beside real ones where the data are named: a column for each class.
 
-    python -m benchmarks.picture results/digits_ipc10.apm.zarr.zip work/digits/data.zarr.zip OUT.png
+    python -m benchmarks.picture SET OUT.png --data work/digits/data.zarr.zip
 
 The real images are the first of each class in the order in which shards take theirs: those that a
 method with `start: real` moved.
@@ -56,17 +56,17 @@ def main() -> None:
     """Read both files, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("distilled", type=Path)
-    parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, help="the data artifact, for real images beside them")
     parser.add_argument("--rows", type=int, default=2, help="images of a class, of each kind")
     options = parser.parse_args()
-    data = PreparedData.open(options.data)
     chosen = load(options.distilled).select(ipc=options.rows)
     shape = (len(chosen.class_names), options.rows, *chosen.images_rgb().shape[1:])
-    made = chosen.images_rgb().reshape(shape)
-    rows = {"real": real(data, options.rows), "distilled": made}
+    rows = {"distilled": chosen.images_rgb().reshape(shape)}
+    if options.data:
+        rows = {"real": real(PreparedData.open(options.data), options.rows), **rows}
     rows = {label: images[:CLASSES] for label, images in rows.items()}
-    sheet = picture(rows, data.class_names[:CLASSES])
+    sheet = picture(rows, list(chosen.class_names[:CLASSES]))
     with store.atomic_path(options.out) as temporary:
         sheet.quantize(256).save(temporary, format="PNG", optimize=True)
 

@@ -24,8 +24,9 @@ def export(distilled: DistilledSet, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file", "class", *(f"target_{c}" for c in range(len(names)))])
-        targets, images = distilled.targets.numpy(), distilled.images_rgb()
+        targets = distilled.targets.numpy().reshape(len(distilled), -1)  # one column for indices
+        images = distilled.images_rgb()
+        table.writerow(["file", "class", *(f"target_{c}" for c in range(targets.shape[1]))])
         for c, pixels, row in zip(distilled.classes.tolist(), images, targets, strict=True):
             path = f"{names[c]}/{written[names[c]]:0{digits}}.png"
             written[names[c]] += 1

@@ -34,7 +34,7 @@ wildcard_constraints:
     key=r"[0-9a-f]+",
     group=r"\d+",
     shard=r"\d+",
-    entry=rf"(?!({"|".join(RESERVED)})\b){ENTRY_NAME}",
+    entry=r"(?!(" + "|".join(RESERVED) + r")\b)" + ENTRY_NAME,
     network=r"[a-z0-9_]+",
     protocol=r"own|hard|plain",
 
