@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from apm_core import distilled, methods
@@ -15,6 +16,8 @@ from apm_core.methods.matching.trajectory import Match, Trajectory
 from apm_core.methods.shared.recognised import correct_shard
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
+from apm_core.settings.method import methods as settings_by_name
+from apm_core.settings.stages import DistillSettings, MergeSettings
 from apm_core.stages.distill import distill_shard
 from apm_core.stages.merge import merge
 from apm_core.training import augment
@@ -42,8 +45,13 @@ OPTIONS = {
 }
 
 
-def datm(**changed: object) -> DATM:
-    return DATM(**{"name": "datm", "recipe": RECIPE, **OPTIONS, **changed})
+def datm(recipe: Recipe = RECIPE, **changed: object) -> DATM:
+    settings = settings_by_name()["datm"].changed({**OPTIONS, **changed})
+    return DATM(settings, name="datm", recipe=recipe)
+
+
+def with_threshold(method: DATM, threshold: float) -> None:
+    method.settings = method.settings.changed({"threshold": threshold})
 
 
 @pytest.fixture
@@ -69,7 +77,7 @@ def test_the_bound_of_the_starts_grows_and_stops(first, last, until, bounds):
 
 def test_pieces_start_in_the_range(job, teachers):
     method = datm(start_from=1, start_below_first=2)
-    method.init(job)
+    method.start(job)
     experts = [member for group in teachers.trajectories for member in group]
     seen = set()
     for index in range(30):
@@ -80,10 +88,10 @@ def test_pieces_start_in_the_range(job, teachers):
 
 
 def test_it_starts_from_correct_images_labelled_by_those_who_are_right(job, digits, teachers, cpu):
-    state = datm().init(job)
+    state = datm().start(job)
     images, classes = correct_shard(digits, teachers.net, teachers.vectors, cpu, 1, 1)
     assert torch.equal(state["images"], images) and torch.equal(state["classes"], classes)
-    real = datm(start="real").init(job)
+    real = datm(start="real").start(job)
     assert torch.equal(real["images"], digits.shard(1, 1)[0])
     for found in (state, real):
         said = torch.stack([teachers.logits(k, found["images"], cpu) for k in range(4)])
@@ -110,7 +118,7 @@ def unrolled(job: Job, method: DATM, state: dict, index: int) -> tuple[float, li
 
 def test_two_rounds_follow_the_gradient_of_full_unrolling(job):
     method = datm()
-    state = method.init(job)
+    state = method.start(job)
     speeds = [torch.zeros_like(state[key]) for key in ("images", "targets", "rate")]
     momenta, rates = (0.5, 0.9, 0.5), (5.0, 3.0, 1e-4)
     for index in range(2):
@@ -119,7 +127,10 @@ def test_two_rounds_follow_the_gradient_of_full_unrolling(job):
         for number, gradient in enumerate(gradients):
             speeds[number] = momenta[number] * speeds[number] + gradient
             expected[number] = expected[number] - rates[number] * speeds[number]
-        figures = method.step(state, index)
+        rate = float(state["rate"])
+        figures = method.round(state, index)
+        assert figures["rate"] == rate  # that of the round
+        assert tuple(figures[f"lr_{key}"] for key in ("images", "targets", "rate")) == rates
         assert figures["match"] == pytest.approx(value, rel=1e-5)
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
         assert figures["gradient"] == pytest.approx(norm, rel=1e-3)
@@ -140,16 +151,16 @@ def test_labels_that_differ_by_a_constant_are_the_same():
 
 def test_a_round_above_the_threshold_changes_no_bit(job):
     method = datm()
-    state = method.init(job)
-    figures = method.step(state, 0)  # so that there is momentum
+    state = method.start(job)
+    method.round(state, 0)  # so that there is momentum
     before = {name: value.clone() for name, value in state.items()}
-    method.threshold = 0.0
-    skipped = method.step(state, 1)
+    with_threshold(method, 1e-9)
+    skipped = method.round(state, 1)
     assert all(torch.equal(before[name], state[name]) for name in before)
     assert all(math.isfinite(value) for value in skipped.values())
-    assert skipped["rate"] == figures["rate"] and skipped["match"] > 0
-    method.threshold = skipped["match"]
-    assert method.step(state, 1)["match"] == skipped["match"]
+    assert skipped["rate"] == float(before["rate"]) and skipped["match"] > 1e-9
+    with_threshold(method, skipped["match"])
+    assert method.round(state, 1)["match"] == skipped["match"]
     assert not any(torch.equal(before[name], state[name]) for name in before if name != "classes")
 
 
@@ -161,27 +172,28 @@ def test_a_gradient_that_is_not_finite_matters_only_where_it_is_used(job, monkey
         return replace(found, targets=torch.full_like(found.targets, math.nan))
 
     monkeypatch.setattr(Trajectory, "match", broken)
-    for threshold, finite in ((0.0, True), (100.0, False)):
+    for threshold, finite in ((1e-9, True), (100.0, False)):
         method = datm(threshold=threshold)
-        state = method.init(job)
+        state = method.start(job)
         before = {name: value.clone() for name, value in state.items()}
-        figures = method.step(state, 0)
+        figures = method.round(state, 0)
         assert all(map(math.isfinite, figures.values())) is finite
         assert all(torch.equal(before[name], state[name]) for name in before)
 
 
 def test_the_rate_stays_above_a_hundredth_of_its_start(job):
     method = datm(lr_rate=1e6)
-    state = method.init(job)
+    state = method.start(job)
     state["rate_velocity"] += 1e3
-    assert method.step(state, 0)["rate"] == pytest.approx(0.0005)
+    method.round(state, 0)
+    assert float(state["rate"]) == pytest.approx(0.0005)
 
 
 def test_a_round_that_diverges_is_reported_and_spoils_nothing(job):
     method = datm(rate=1e30)
-    state = method.init(job)
+    state = method.start(job)
     before = {name: value.clone() for name, value in state.items()}
-    figures = method.step(state, 0)
+    figures = method.round(state, 0)
     assert not all(math.isfinite(value) for value in figures.values())
     assert all(torch.equal(before[name], state[name]) for name in before)
 
@@ -197,7 +209,6 @@ def test_a_round_that_diverges_is_reported_and_spoils_nothing(job):
             r"methods\.datm\.start_from: 2, start_below_first: None and start_below: 2 leave no",
         ),
         ({"batch": 11}, r"methods\.datm\.batch: 11 is more than the 10 images"),
-        ({"start": "noise"}, r"methods\.datm\.start: 'noise' is neither correct nor real"),
         (
             {"recipe": Recipe(passes=1, lr=0.01)},
             r"methods\.datm\.recipe\.loss: ce does not go with learned labels: set it to soft_ce",
@@ -206,23 +217,23 @@ def test_a_round_that_diverges_is_reported_and_spoils_nothing(job):
 )
 def test_what_cannot_be_matched_is_refused(job, wrong, message):
     with pytest.raises(ConfigError, match=message):
-        datm(**wrong).init(job)
+        datm(**wrong).start(job)
+
+
+@pytest.mark.parametrize("wrong", [{"start": "noise"}, {"threshold": 0.0}, {"expand_until": 0}])
+def test_settings_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        datm(**wrong)
 
 
 def test_a_resumed_shard_has_the_same_bits_and_its_labels_are_merged(
     digits, teachers, recipe_settings, cpu, tmp_path
 ):
-    recipe = {**recipe_settings, "loss": "soft_ce", "drop_momentum": True}
-    settings = {
-        "method": "datm",
-        "options": OPTIONS,
-        "ipc": 1,
-        "rounds": 3,
-        "recipe": recipe,
-        "seed": 0,
-        "precision": "float32",
-    }
-    assert isinstance(methods.build("datm", settings), DATM)
+    recipe = recipe_settings.changed({"loss": "soft_ce", "drop_momentum": True})
+    settings = DistillSettings(
+        method="datm", options=OPTIONS, ipc=1, rounds=3, recipe=recipe, precision="float32"
+    )
+    assert isinstance(methods.build(settings), DATM)
     files = [tmp_path / "0", tmp_path / "1"]
     shards = [
         distill_shard(file, settings, number, digits, teachers, Run(cpu))
@@ -241,7 +252,8 @@ def test_a_resumed_shard_has_the_same_bits_and_its_labels_are_merged(
     assert resumed.content == shards[0].content and resumed.info["rate"] == shards[0].info["rate"]
 
     merged = tmp_path / "set.zarr.zip"
-    merge(merged, {"method": "datm", "recipe": recipe, "seed": 0}, files, digits, None, cpu)
+    merge_settings = MergeSettings(entry="datm", labels="own", recipe=recipe)
+    merge(merged, merge_settings, files, digits, None, cpu)
     found = distilled.load(merged)
     assert found.targets.shape == (20, 10) and found.recipe.loss == "soft_ce"
     assert found.recipe.lr == pytest.approx(sum(s.info["rate"] for s in shards) / 2)

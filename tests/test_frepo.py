@@ -1,6 +1,5 @@
 """FRePo: its regression, its gradient, its pool, and what it refuses."""
 
-import json
 import math
 
 import numpy as np
@@ -10,14 +9,19 @@ from torch import Tensor, nn
 
 from apm_core import distilled, methods
 from apm_core.errors import ConfigError, DivergenceError
-from apm_core.methods.base import Job, State
+from apm_core.methods.base import Job
 from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.kernel.frepo import FRePo, centred, distillation_network
+from apm_core.methods.movers import State
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
+from apm_core.settings.method import methods as settings_by_name
+from apm_core.settings.methods.frepo import FRePoSettings
+from apm_core.settings.stages import DistillSettings, MergeSettings
+from apm_core.settings.training import Network
 from apm_core.stages.distill import distill, distill_shard
 from apm_core.stages.merge import merge
 from apm_core.training.recipe import Recipe
@@ -34,8 +38,12 @@ OPTIONS = {
 }
 
 
-def frepo(**changed: object) -> FRePo:
-    return FRePo(**{"name": "frepo", "recipe": RECIPE, **OPTIONS, **changed})
+def settings_of(**changed: object) -> FRePoSettings:
+    return settings_by_name()["frepo"].changed({**OPTIONS, **changed})
+
+
+def frepo(recipe: Recipe = RECIPE, **changed: object) -> FRePo:
+    return FRePo(settings_of(**changed), name="frepo", recipe=recipe)
 
 
 @pytest.fixture
@@ -51,9 +59,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def member_of(job: Job, method: FRePo, index: int) -> int:
     """The network of the pool that a round takes, found by what the round changes."""
-    state = method.init(job)
+    state = method.start(job)
     before = state["vectors"].clone()
-    method.step(state, index)
+    method.round(state, index)
     changed = (state["vectors"] != before).any(dim=1)
     assert int(changed.sum()) == 1
     return int(changed.nonzero())
@@ -117,7 +125,7 @@ def test_features_that_are_not_finite_give_a_head_that_is_not():
 
 
 def test_it_starts_from_real_images_and_scaled_centred_labels(job, digits):
-    state = frepo().init(job)
+    state = frepo().start(job)
     images, classes = digits.shard(2, 0)
     assert torch.equal(state["images"], images) and torch.equal(state["classes"], classes)
     one_hot = torch.eye(10)[classes]
@@ -129,7 +137,7 @@ def test_it_starts_from_real_images_and_scaled_centred_labels(job, digits):
 def test_a_round_follows_the_gradient_of_the_prediction_error(job, flip):
     method, index = frepo(flip=flip, ridge=1e-3), 2
     member = member_of(job, method, index)
-    state = method.init(job)
+    state = method.start(job)
     net = job.spec.build()
     nn.utils.vector_to_parameters(state["vectors"][member], net.parameters())
     images, targets = (state[name].clone().requires_grad_() for name in ("images", "targets"))
@@ -145,7 +153,7 @@ def test_a_round_follows_the_gradient_of_the_prediction_error(job, flip):
     loss = 0.5 * ((predicted - wanted) ** 2).sum(1).mean()
     loss = loss - (best[:, 0] - best[:, 1]).clamp(max=0.1).mean()
     gradients = torch.autograd.grad(loss, (images, targets))
-    figures = method.step(state, index)
+    figures = method.round(state, index)
     assert figures["loss"] == pytest.approx(float(loss.detach()), rel=1e-3)
     for name, gradient in zip(("images", "targets"), gradients, strict=True):
         # the first moment after one step is a tenth of the gradient
@@ -168,9 +176,10 @@ def test_real_batches_are_drawn_without_replacement_and_labelled(job, digits, cp
 def test_images_and_labels_move_by_a_share_of_their_norm_that_falls_to_a_tenth(job):
     for index, rate in ((0, 0.01), (4, 0.0055), (8, 0.001)):
         method = frepo()
-        state = method.init(job)
+        state = method.start(job)
         before = {name: state[name].clone() for name in ("images", "targets")}
-        assert method.step(state, index)["lr_images"] == pytest.approx(rate)
+        figures = method.round(state, index)
+        assert figures["lr_images"] == figures["lr_targets"] == pytest.approx(rate)
         for name, tensor in before.items():
             moved = float((state[name] - tensor).norm() / tensor.norm())
             assert moved == pytest.approx(rate, rel=1e-4)
@@ -180,8 +189,8 @@ def test_segments_do_not_change_the_gradient(job):
     moments, networks = [], []
     for segment in (None, 3):
         method, state = frepo(flip=True), None
-        state = method.init(Job(**{**vars(job), "segment": segment}))
-        method.step(state, 0)
+        state = method.start(Job(**{**vars(job), "segment": segment}))
+        method.round(state, 0)
         moments.append(state["images_first"])
         networks.append(state["vectors_first"])
     assert networks[0].any()
@@ -200,12 +209,12 @@ def adam_step(job: Job, vector: Tensor, images: Tensor, targets: Tensor) -> Tens
 
 def test_a_network_learns_from_the_set_and_is_replaced_at_the_end_of_its_life(job):
     method = frepo(networks=1, lifetime=2)
-    state = method.init(job)
+    state = method.start(job)
     assert state["ages"].tolist() == [0]
     first, seen = state["vectors"][0].clone(), []
     for index in range(4):
         images = state["images"].clone()
-        method.step(state, index)
+        method.round(state, index)
         assert not torch.equal(state["images"], images)
         seen.append((state["ages"].tolist()[0], float(state["vectors_count"][0])))
         if index == 0:
@@ -221,7 +230,7 @@ def test_a_network_learns_from_the_set_and_is_replaced_at_the_end_of_its_life(jo
 
 
 def test_the_pool_begins_at_staggered_ages_with_different_networks(job):
-    state = frepo(networks=4, lifetime=100).init(job)
+    state = frepo(networks=4, lifetime=100).start(job)
     assert state["ages"].tolist() == [0, 25, 50, 75]
     assert len(state["vectors"].unique(dim=0)) == 4
     assert {member_of(job, frepo(), index) for index in range(12)} == {0, 1, 2}
@@ -230,7 +239,7 @@ def test_the_pool_begins_at_staggered_ages_with_different_networks(job):
 def test_batch_norm_of_frepos_own_network_lives_in_the_pool(digits, cpu):
     spec = Spec("frepo_conv", digits.shape)
     given = Job(digits, None, cpu, ipc=1, shard=0, rounds=8, seed=7, network=spec)
-    state = frepo().init(given)
+    state = frepo().start(given)
     assert state["buffers"].shape == (3, 0)  # one block at 8 px has none
     deep = FlatNet(distillation_network(Spec("frepo_conv", Shape(1, 16, 10))))
     state = network_pool.fresh_pool(
@@ -262,10 +271,10 @@ def test_features_of_an_image_do_not_depend_on_the_others(job):
 
 def test_a_gradient_that_is_not_finite_is_shown_and_spoils_nothing(job):
     method = frepo()
-    state = method.init(job)
+    state = method.start(job)
     state["vectors"][:] = 1e30
     before = {k: v.clone() for k, v in state.items()}
-    figures = method.step(state, 0)
+    figures = method.round(state, 0)
     assert not all(map(math.isfinite, figures.values()))
     assert all(torch.equal(state[name], value) for name, value in before.items())
 
@@ -275,15 +284,15 @@ def test_a_gradient_that_is_not_finite_is_shown_and_spoils_nothing(job):
             state["targets"] += math.inf
             return state
 
-    with pytest.raises(DivergenceError, match=r"in round 0 \(lr_images 0\.01\)"):
-        distill(Spoiled(name="frepo", recipe=RECIPE, **OPTIONS), job, rounds=1)
+    with pytest.raises(DivergenceError, match=r"in round 0 \(lr_images 0\.01, lr_targets 0\.01\)"):
+        distill(Spoiled(settings_of(), name="frepo", recipe=RECIPE), job, rounds=1)
 
 
 def test_the_error_falls(job):
     method, found = frepo(lr_images=0.03, batch_real=1000, ridge=1e-4), []
-    state = method.init(job)
+    state = method.start(job)
     for index in range(9):
-        found.append(method.step(state, index)["loss"])
+        found.append(method.round(state, index)["loss"])
     assert found[-1] < 0.8 * found[0]
 
 
@@ -300,24 +309,21 @@ def test_an_architecture_without_embedding_is_refused(digits, cpu):
     spec = Spec("alexnet", digits.shape)
     given = Job(digits, None, cpu, ipc=1, shard=0, rounds=8, seed=7, network=spec)
     with pytest.raises(ConfigError, match=r"methods\.frepo\.network: alexnet has no embedding"):
-        frepo().init(given)
+        frepo().start(given)
 
 
 def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings, cpu, tmp_path):
-    recipe = {**recipe_settings, "loss": "half_mse", "optimizer": "adam"}
-    settings = {
-        "method": "frepo",
-        "options": {**OPTIONS, "lifetime": 1},
-        "ipc": 1,
-        "rounds": 6,
-        "recipe": recipe,
-        "network": "convnet",
-        "width": 4,
-        "depth": 1,
-        "seed": 0,
-        "precision": "float32",
-    }
-    assert methods.build("frepo", json.loads(json.dumps(settings)))
+    recipe = recipe_settings.changed({"loss": "half_mse", "optimizer": "adam"})
+    settings = DistillSettings(
+        method="frepo",
+        options={**OPTIONS, "lifetime": 1},
+        ipc=1,
+        rounds=6,
+        recipe=recipe,
+        network=Network(width=4, depth=1),
+        precision="float32",
+    )
+    assert isinstance(methods.build(DistillSettings.read(settings.text)), FRePo)
     file = tmp_path / "0"
     unbroken = distill_shard(file, settings, 0, digits, None, Run(cpu))
 
@@ -333,7 +339,8 @@ def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings
     assert resumed.content == unbroken.content
 
     merged = tmp_path / "set.zarr.zip"
-    merge(merged, {"method": "frepo", "recipe": recipe, "seed": 0}, [file], digits, None, cpu)
+    merge_settings = MergeSettings(entry="frepo", labels="own", recipe=recipe)
+    merge(merged, merge_settings, [file], digits, None, cpu)
     found = distilled.load(merged)
     assert found.recipe.optimizer == "adam" and found.recipe.loss == "half_mse"
     assert found.targets.shape == (10, 10)

@@ -16,6 +16,8 @@ from apm_core.methods.matching.mtt import MTT
 from apm_core.methods.matching.trajectory import InnerTraining, Match, Trajectory
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
+from apm_core.settings.method import methods as settings_by_name
+from apm_core.settings.stages import DistillSettings, MergeSettings
 from apm_core.stages.distill import distill_shard
 from apm_core.stages.merge import merge
 from apm_core.training import augment
@@ -36,8 +38,9 @@ OPTIONS = {
 }
 
 
-def mtt(**changed: object) -> MTT:
-    return MTT(**{"name": "mtt", "recipe": RECIPE, **OPTIONS, **changed})
+def mtt(recipe: Recipe = RECIPE, **changed: object) -> MTT:
+    settings = settings_by_name()["mtt"].changed({**OPTIONS, **changed})
+    return MTT(settings, name="mtt", recipe=recipe)
 
 
 @pytest.fixture
@@ -65,20 +68,22 @@ def test_a_round_follows_the_gradient_of_full_unrolling(job, soft):
     loss = "soft_ce" if soft else "ce"
     recipe = Recipe(passes=1, lr=0.01, loss=loss, augment="crop_scale")
     method = mtt(soft_labels=soft, recipe=recipe)
-    state = method.init(job)
+    state = method.start(job)
     before, targets = state["images"].clone(), state["classes"]
     if soft:
         _, target = method.experts.piece(range(2), *job.stream, 0)
         net = job.spec.network(before.device)
         net.load(target)
         targets = net(before).softmax(1).detach()
-    figures = method.step(state, 0)
+    figures = method.round(state, 0)
     value, by_images, by_rate = unrolled(job, method, before, targets, F.cross_entropy)
     assert figures["match"] == pytest.approx(float(value), rel=1e-5)
     scale = float(by_images.abs().max())
     moved = (before - state["images"]) / 5.0
     torch.testing.assert_close(moved, by_images, rtol=1e-3, atol=1e-3 * scale)
-    assert figures["rate"] == pytest.approx(0.05 - 1e-4 * float(by_rate), rel=1e-5)
+    assert figures["rate"] == pytest.approx(0.05)  # that of the round
+    assert (figures["lr_images"], figures["lr_rate"]) == (5.0, 1e-4)
+    assert float(state["rate"]) == pytest.approx(0.05 - 1e-4 * float(by_rate), rel=1e-5)
     torch.testing.assert_close(state["targets"], targets)
 
 
@@ -86,15 +91,15 @@ def test_the_approximation_is_another_gradient(job):
     images = []
     for exact in (True, False):
         method = mtt(exact=exact)
-        state = method.init(job)
-        method.step(state, 0)
+        state = method.start(job)
+        method.round(state, 0)
         images.append(state["images"])
     assert not torch.allclose(*images, rtol=1e-3)
 
 
 def test_pieces_are_epochs_of_one_expert(job, teachers):
     method, seen = mtt(), set()
-    method.init(job)
+    method.start(job)
     experts = [member for group in teachers.trajectories for member in group]
     for index in range(40):
         start, target = method.experts.piece(range(2), 1, index)
@@ -118,9 +123,10 @@ def test_inner_batches_are_permutations_one_after_another():
 
 def test_the_rate_stays_above_a_hundredth_of_its_start(job):
     method = mtt(lr_rate=1e6)
-    state = method.init(job)
+    state = method.start(job)
     state["rate_velocity"] += 1e3
-    assert method.step(state, 0)["rate"] == pytest.approx(0.0005)
+    method.round(state, 0)
+    assert float(state["rate"]) == pytest.approx(0.0005)
 
 
 @pytest.mark.parametrize(
@@ -134,26 +140,28 @@ def test_the_rate_stays_above_a_hundredth_of_its_start(job):
 )
 def test_what_cannot_be_matched_is_refused(job, wrong, message):
     with pytest.raises(ConfigError, match=message):
-        mtt(**wrong).init(job)
+        mtt(**wrong).start(job)
 
 
 @pytest.mark.parametrize("name", ["mtt", "tesla"])
 def test_messages_name_the_method_that_runs(name, job, recipe_settings):
-    settings = {"options": {**OPTIONS, "batch": 11}, "recipe": {**recipe_settings, "loss": "ce"}}
+    recipe = recipe_settings.changed({"loss": "ce"})
+    options = {**OPTIONS, "batch": 11}
+    settings = DistillSettings(method=name, options=options, ipc=1, recipe=recipe)
     with pytest.raises(ConfigError, match=rf"^methods\.{name}\.batch: 11 is more"):
-        methods.build(name, settings).init(job)
-    settings["recipe"]["loss"] = "l1"
+        methods.build(settings).start(job)
+    settings = settings.changed({"recipe": {"loss": "l1"}})
     with pytest.raises(ConfigError, match=rf"^methods\.{name}\.recipe\.loss: l1 does not go"):
-        methods.build(name, settings)
+        methods.build(settings)
 
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_round_that_diverges_is_reported_and_spoils_nothing(job, soft):
     recipe = Recipe(passes=1, lr=0.01, loss="soft_ce" if soft else "ce", augment="none")
     method = mtt(rate=1e30, soft_labels=soft, recipe=recipe)
-    state = method.init(job)
+    state = method.start(job)
     before = {name: value.clone() for name, value in state.items()}
-    figures = method.step(state, 0)
+    figures = method.round(state, 0)
     assert not all(map(math.isfinite, figures.values()))
     assert all(torch.equal(before[name], state[name]) for name in before)
 
@@ -168,9 +176,9 @@ def test_a_gradient_that_is_not_finite_is_reported_though_the_loss_is(job, monke
 
     monkeypatch.setattr(Trajectory, "match", broken)
     method = mtt()
-    state = method.init(job)
+    state = method.start(job)
     before = {name: value.clone() for name, value in state.items()}
-    figures = method.step(state, 0)
+    figures = method.round(state, 0)
     assert math.isfinite(figures["match"]) and not math.isfinite(figures["gradient"])
     assert all(torch.equal(before[name], state[name]) for name in before)
 
@@ -181,7 +189,7 @@ def test_experts_stored_as_float16_are_matched_in_float32(job, teachers, monkeyp
         narrow = artifact.arrays["snapshots"].astype(np.float16)
         monkeypatch.setitem(artifact.arrays, "snapshots", narrow)
     method = mtt()
-    method.init(job)
+    method.start(job)
     start, target = method.experts.piece(range(2), 0)
     assert start.dtype == target.dtype == torch.float32
     rounded = [epoch.half().float() for group in wide for member in group for epoch in member]
@@ -191,22 +199,16 @@ def test_experts_stored_as_float16_are_matched_in_float32(job, teachers, monkeyp
 def test_a_pool_without_trajectories_is_refused(job, teachers, monkeypatch):
     monkeypatch.delitem(teachers.artifacts[0].arrays, "snapshots")
     with pytest.raises(ConfigError, match="holds no trajectories: distil from the experts"):
-        mtt().init(job)
+        mtt().start(job)
 
 
 def test_shards_are_resumed_and_merged_with_their_learned_rate(
     digits, teachers, recipe_settings, cpu, tmp_path
 ):
-    recipe = {**recipe_settings, "loss": "ce", "drop_momentum": True}
-    settings = {
-        "method": "mtt",
-        "options": OPTIONS,
-        "ipc": 1,
-        "rounds": 3,
-        "recipe": recipe,
-        "seed": 0,
-        "precision": "float32",
-    }
+    recipe = recipe_settings.changed({"loss": "ce", "drop_momentum": True})
+    settings = DistillSettings(
+        method="mtt", options=OPTIONS, ipc=1, rounds=3, recipe=recipe, precision="float32"
+    )
     files = [tmp_path / "0", tmp_path / "1"]
     shards = [
         distill_shard(file, settings, number, digits, teachers, Run(cpu))
@@ -225,7 +227,8 @@ def test_shards_are_resumed_and_merged_with_their_learned_rate(
     assert resumed.content == shards[0].content and resumed.info["rate"] == shards[0].info["rate"]
 
     merged = tmp_path / "set.zarr.zip"
-    merge(merged, {"method": "mtt", "recipe": recipe, "seed": 0}, files, digits, None, cpu)
+    merge_settings = MergeSettings(entry="mtt", labels="own", recipe=recipe)
+    merge(merged, merge_settings, files, digits, None, cpu)
     found = distilled.load(merged)
     rates = [shard.info["rate"] for shard in shards]
     assert rates[0] != rates[1] and found.recipe.lr == pytest.approx(np.mean(rates))

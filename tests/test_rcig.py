@@ -1,6 +1,5 @@
 """RCIG: the linearised network, its implicit gradient, its pool, and what it refuses."""
 
-import json
 import math
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from apm_core import distilled, methods
 from apm_core.data.examples import Examples
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, State
+from apm_core.methods.base import Job
 from apm_core.methods.kernel import network_pool
 from apm_core.methods.kernel import rcig as module
 from apm_core.methods.kernel.frepo import FRePo
@@ -25,11 +24,15 @@ from apm_core.methods.kernel.implicit import (
     regress,
 )
 from apm_core.methods.kernel.rcig import RCIG, capped, largest_rate, smoothed
+from apm_core.methods.movers import State
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
+from apm_core.settings.method import methods as settings_by_name
+from apm_core.settings.stages import DistillSettings, MergeSettings
+from apm_core.settings.training import Network
 from apm_core.stages.distill import distill_shard
 from apm_core.stages.merge import merge
 from apm_core.training import optimizers
@@ -53,13 +56,16 @@ TINY = Spec("convnet", Shape(1, 4, 3), width=2, depth=1)
 LAM = 0.07
 
 
-def rcig(**changed: object) -> RCIG:
-    return RCIG(**{"name": "rcig", "recipe": RECIPE, **OPTIONS, **changed})
+def rcig(recipe: Recipe = RECIPE, **changed: object) -> RCIG:
+    settings = settings_by_name()["rcig"].changed({**OPTIONS, **changed})
+    return RCIG(settings, name="rcig", recipe=recipe)
 
 
 def frepo() -> FRePo:
     options = {"lr_images": 0.01, "batch_real": 50, "ridge": 1e-6, "flip": False}
-    return FRePo(name="frepo", recipe=RECIPE, **options, networks=1, lifetime=4, lr_network=1e-3)
+    options |= {"networks": 1, "lifetime": 4, "lr_network": 1e-3}
+    settings = settings_by_name()["frepo"].changed(options)
+    return FRePo(settings, name="frepo", recipe=RECIPE)
 
 
 @pytest.fixture
@@ -325,10 +331,11 @@ def test_the_inner_rate_follows_how_its_runs_fare(job, fell, diverged, factor):
 
 def test_a_round_moves_what_is_learned_by_adabelief_and_averages_it(job):
     method = rcig()
-    state = method.init(job)
+    state = method.start(job)
     before = {k: v.clone() for k, v in state.items() if isinstance(v, Tensor)}
-    method.step(state, 0)
+    figures = method.round(state, 0)
     for name, rate in (("images", 3e-3), ("targets", 3e-3), ("temperature", 3e-2)):
+        assert figures[f"lr_{name}"] == rate
         moments = optimizers.Moments.at_rest(before[name])
         expected = before[name].clone()
         # the first moment after one step is a tenth of the gradient
@@ -336,7 +343,7 @@ def test_a_round_moves_what_is_learned_by_adabelief_and_averages_it(job):
         torch.testing.assert_close(state[name], expected, rtol=1e-4, atol=1e-5)
     first = state["images"].clone()
     torch.testing.assert_close(method.finish(state).images, first)  # without the pull of zero
-    method.step(state, 1)
+    method.round(state, 1)
     expected = (0.9 * 0.1 * first + 0.1 * state["images"]) / (1 - 0.9**2)
     torch.testing.assert_close(method.finish(state).images, expected)
     labels = (0.9 * 0.1 * before["targets"] + 0.1 * state["targets"]) / (1 - 0.9**2)
@@ -345,17 +352,17 @@ def test_a_round_moves_what_is_learned_by_adabelief_and_averages_it(job):
 
 def test_without_rounds_the_start_is_the_result(job, digits):
     method = rcig()
-    shard = method.finish(method.init(job))
+    shard = method.finish(method.start(job))
     assert torch.equal(shard.images, digits.shard(1, 0)[0])
     torch.testing.assert_close(shard.targets, torch.eye(10)[shard.classes] - 0.1)
 
 
 def test_networks_learn_for_some_steps_and_are_replaced_at_the_end_of_their_life(job):
     method = rcig(networks=1, lifetime=12)
-    state, steps, replaced = method.init(job), [], 0
+    state, steps, replaced = method.start(job), [], 0
     for index in range(8):
         before = int(state["ages"][0])
-        method.step(state, index)
+        method.round(state, index)
         fresh = job.spec.fresh(*job.stream, index, "fresh")
         if torch.equal(state["vectors"][0], fresh):
             replaced += 1
@@ -368,10 +375,10 @@ def test_networks_learn_for_some_steps_and_are_replaced_at_the_end_of_their_life
 
 def test_a_gradient_that_is_not_finite_is_shown_and_spoils_nothing(job):
     method = rcig()
-    state = method.init(job)
+    state = method.start(job)
     state["vectors"][:] = 1e30
     before = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
-    figures = method.step(state, 0)
+    figures = method.round(state, 0)
     assert not all(map(math.isfinite, figures.values()))
     for name, value in before.items():
         same = (
@@ -384,7 +391,7 @@ def test_a_gradient_that_is_not_finite_is_shown_and_spoils_nothing(job):
 def test_a_round_that_runs_out_of_memory_can_be_done_again(job, method, monkeypatch):
     """Whatever fails, be it the last step of the network's training, the state has not moved."""
     made = rcig() if method == "rcig" else frepo()
-    state, train, calls = made.init(job), network_pool.train, []
+    state, train, calls = made.start(job), network_pool.train, []
 
     def exhausted(*arguments: object) -> None:
         train(*arguments)
@@ -396,7 +403,7 @@ def test_a_round_that_runs_out_of_memory_can_be_done_again(job, method, monkeypa
     with pytest.raises(torch.OutOfMemoryError):
         for _ in range(9):
             snapshot = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
-            made.step(state, 0)
+            made.round(state, 0)
     assert snapshot.keys() == state.keys()
     for name, value in snapshot.items():
         same = (
@@ -407,7 +414,7 @@ def test_a_round_that_runs_out_of_memory_can_be_done_again(job, method, monkeypa
 
 def test_flips_count_for_the_regression_but_not_for_its_ridge(job):
     method = rcig(flip=True)
-    state = method.init(job)
+    state = method.start(job)
     images, targets = method._mirrored(state["images"], state["targets"])
     assert torch.equal(images[10:], state["images"][..., range(7, -1, -1)])
     assert torch.equal(targets, state["targets"].repeat(2, 1))
@@ -431,7 +438,7 @@ def test_a_network_learns_from_the_images_and_with_flips_from_mirrored_ones_too(
     state |= {"ages": torch.zeros(1, dtype=torch.int64)}
     images, targets = random(4, 1, 4, 4), random(4, 3, seed=1)
     monkeypatch.setattr(module, "NETWORK_STEPS", 1)
-    method._train(images, targets, state, 0, 0)
+    method._train({**state, "images": images, "targets": targets}, 0, 0)
 
     theta = before.clone().requires_grad_()
     errors = []
@@ -441,15 +448,15 @@ def test_a_network_learns_from_the_images_and_with_flips_from_mirrored_ones_too(
             errors.append(0.5 * (net.at(theta, seen[None])[1][0] - target).square().sum())
     gradient = torch.autograd.grad(sum(errors) / len(errors), theta)[0]
     torch.testing.assert_close(state["vectors_first"][0], 0.1 * gradient)
-    expected = before - method.lr_network * gradient / (gradient.abs() + 1e-8)
+    expected = before - method.settings.lr_network * gradient / (gradient.abs() + 1e-8)
     torch.testing.assert_close(state["vectors"][0], expected)
 
 
 def test_the_error_falls(job):
     method, found = rcig(batch_real=500, lr_images=0.03, lr_temperature=0.1), []
-    state = method.init(job)
+    state = method.start(job)
     for index in range(12):
-        found.append(method.step(state, index)["loss"])
+        found.append(method.round(state, index)["loss"])
     assert found[-1] < 0.8 * found[0]
 
 
@@ -459,24 +466,21 @@ def test_what_cannot_be_distilled_is_refused(digits, cpu):
     spec = Spec("alexnet", digits.shape)
     given = Job(digits, None, cpu, ipc=1, shard=0, rounds=8, seed=7, network=spec)
     with pytest.raises(ConfigError, match=r"methods\.rcig\.network: alexnet has no embedding"):
-        rcig().init(given)
+        rcig().start(given)
 
 
 def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings, cpu, tmp_path):
-    recipe = {**recipe_settings, "loss": "half_mse", "optimizer": "adam"}
-    settings = {
-        "method": "rcig",
-        "options": {**OPTIONS, "lifetime": 5},
-        "ipc": 1,
-        "rounds": 6,
-        "recipe": recipe,
-        "network": "convnet",
-        "width": 4,
-        "depth": 1,
-        "seed": 0,
-        "precision": "float32",
-    }
-    assert methods.build("rcig", json.loads(json.dumps(settings)))
+    recipe = recipe_settings.changed({"loss": "half_mse", "optimizer": "adam"})
+    settings = DistillSettings(
+        method="rcig",
+        options={**OPTIONS, "lifetime": 5},
+        ipc=1,
+        rounds=6,
+        recipe=recipe,
+        network=Network(width=4, depth=1),
+        precision="float32",
+    )
+    assert isinstance(methods.build(DistillSettings.read(settings.text)), RCIG)
     file = tmp_path / "0"
     unbroken = distill_shard(file, settings, 0, digits, None, Run(cpu))
 
@@ -492,6 +496,7 @@ def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings
     assert resumed.content == unbroken.content
 
     merged = tmp_path / "set.zarr.zip"
-    merge(merged, {"method": "rcig", "recipe": recipe, "seed": 0}, [file], digits, None, cpu)
+    merge_settings = MergeSettings(entry="rcig", labels="own", recipe=recipe)
+    merge(merged, merge_settings, [file], digits, None, cpu)
     found = distilled.load(merged)
     assert found.recipe.optimizer == "adam" and found.targets.shape == (10, 10)

@@ -75,7 +75,9 @@ class FRePo(Method):
         self.real = job.data.examples("train", job.compute)
 
     def step(self, state: State, index: int) -> Update:
-        """Along the regression by one network of the pool, which is trained when all has moved."""
+        """The gradient of the regression's error by one network of the pool, which is trained when
+        all has moved.
+        """
         stream = (*self.job.stream, index)
         random = streams.generator(*stream, "member")
         member = int(torch.randint(self.settings.networks, (), generator=random))
@@ -93,9 +95,9 @@ class FRePo(Method):
 
     def _meta_gradient(self, state: State, *stream: streams.Key) -> tuple[Tensor, Tensor, Tensor]:
         """The error of the regression's predictions, and its gradients in images and labels."""
-        real, wanted = self._real(*stream)
+        real, truth = self._real(*stream)
         with torch.no_grad():
-            seen = self._embed(real)
+            features = self._embed(real)
         images = state["images"].detach().requires_grad_()
         targets = state["targets"].detach().requires_grad_()
         support, labels = images, targets
@@ -103,8 +105,7 @@ class FRePo(Method):
             support = torch.cat([images, images.flip(-1)])
             labels = torch.cat([targets, targets])
         head = ridge.head(self._embed(support), labels, self.settings.ridge, self.key("ridge"))
-        predicted = seen @ head
-        loss = half_mse(predicted, wanted) + ridge.margin(targets, 1 / targets.shape[1])
+        loss = half_mse(features @ head, truth) + ridge.margin(targets, 1 / targets.shape[1])
         return loss.detach(), *torch.autograd.grad(loss, (images, targets))
 
     def _real(self, *stream: streams.Key) -> tuple[Tensor, Tensor]:
@@ -129,8 +130,8 @@ class FRePo(Method):
         return torch.cat([checkpoint(embed, part, **options) for part in parts])
 
     def _train(self, state: State, member: int, *stream: streams.Key) -> None:
-        """One step of the network in memory on the distilled set, and back with it to the pool; or
-        a fresh one in its place.
+        """Train the network in memory for one step on the distilled set, and put it into the pool
+        as `member`; or put a fresh one there, when the member is at the end of its life.
         """
         if int(state["ages"][member]) > self.settings.lifetime:
             network_pool.replace(state, member, self.build, *stream)
@@ -138,11 +139,11 @@ class FRePo(Method):
             return
         images, targets, net = state["images"], state["targets"], self.net
         order = torch.randperm(len(images), generator=streams.generator(*stream, "network batch"))
-        chosen = order[:LARGEST_BATCH].to(images.device)
+        index = order[:LARGEST_BATCH].to(images.device)
         moments = network_pool.member_moments(state, member)
-        parts = images[chosen], targets[chosen]
+        batch = images[index], targets[index]
         rate = self.settings.lr_network
-        network_pool.train(net, net.module, *parts, moments, rate, self.job)
+        network_pool.train(net, net.module, *batch, moments, rate, self.job)
         network_pool.store(state, member, net, moments)
         state["ages"][member] += 1
 

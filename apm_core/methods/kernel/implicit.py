@@ -82,7 +82,7 @@ class Tangent:
 
 
 class Outcome(Enum):
-    """How what is minimised fared in some steps."""
+    """How a loss went over some steps of its descent."""
 
     FELL = "fell"  # in every step
     BETWEEN = "between"  # rose in a step, and ended at its start or below
@@ -118,9 +118,9 @@ class InnerProblem:
     def slope(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         """The loss at `phi` (P,), 0-d, and its gradient (P,)."""
         rest = self.targets - self.view.push(phi)
-        solved = self._solve(rest)
-        loss = 0.5 * ((rest * solved).sum() + phi.square().sum())
-        return loss, phi - self.view.pull(solved)
+        solution = self._solve(rest)
+        loss = 0.5 * ((rest * solution).sum() + phi.square().sum())
+        return loss, phi - self.view.pull(solution)
 
     @torch.no_grad()
     def curvature(self, q: Tensor) -> Tensor:
@@ -143,20 +143,20 @@ class InnerProblem:
             product = self.curvature(q)
             return (0.5 * product - unit) @ q, product - unit
 
-        found = self._adam(steps, rate, slope)
-        return Descent(found.solution * scale, found.outcome)
+        descent = self._adam(steps, rate, slope)
+        return Descent(descent.solution * scale, descent.outcome)
 
     def _adam(
         self, steps: int, rate: float, slope: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> Descent:
-        at = torch.zeros_like(self.view.free)
-        moments, losses = Moments.at_rest(at), []
+        point = torch.zeros_like(self.view.free)
+        moments, losses = Moments.at_rest(point), []
         for _ in range(steps):
-            loss, gradient = slope(at)
+            loss, gradient = slope(point)
             losses.append(loss)
-            adam_(at, gradient, moments, rate)
-        losses.append(slope(at)[0])
-        return Descent(at, Outcome.of(torch.stack(losses)))
+            adam_(point, gradient, moments, rate)
+        losses.append(slope(point)[0])
+        return Descent(point, Outcome.of(torch.stack(losses)))
 
     def _solve(self, rest: Tensor) -> Tensor:
         return torch.cholesky_solve(rest.double(), self.factor).to(rest.dtype)
@@ -168,12 +168,12 @@ def regress(view: Tangent, phi: Tensor, targets: Tensor, lam: float) -> tuple[Te
     """
     rest = targets - view.push(phi)
     factor = ridge.factor(view.features, lam, KEY)
-    solved = torch.cholesky_solve(rest.double(), factor).to(rest.dtype)
-    return solved, view.features.T @ solved
+    solution = torch.cholesky_solve(rest.double(), factor).to(rest.dtype)
+    return solution, view.features.T @ solution
 
 
-def implicit_part(view: Tangent, q: Tensor, solved: Tensor) -> Tensor:
-    """A number whose gradient in images and targets, through the view and A (`solved`) at fixed phi
-    and `q`, is the implicit gradient: that of -q^T (gradient of the inner loss).
+def implicit_part(view: Tangent, q: Tensor, solution: Tensor) -> Tensor:
+    """A number whose gradient in images and targets, through the view and A (`solution`) at fixed
+    phi and `q`, is the implicit gradient: that of -q^T (gradient of the inner loss).
     """
-    return (view.push(q) * solved).sum()
+    return (view.push(q) * solution).sum()

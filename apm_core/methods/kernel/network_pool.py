@@ -22,11 +22,11 @@ Build = Callable[[], nn.Module]
 
 def fresh_pool(build: Build, networks: int, *stream: streams.Key) -> State:
     """Fresh networks on the CPU: vectors (n, P), buffers (n, B) and moments at rest."""
-    made = [fresh(build, *stream, "pool", number) for number in range(networks)]
-    vectors = torch.stack([vector for vector, _ in made])
+    pairs = [fresh(build, *stream, "pool", number) for number in range(networks)]
+    vectors = torch.stack([vector for vector, _ in pairs])
     return {
         "vectors": vectors,
-        "buffers": torch.stack([buffers for _, buffers in made]),
+        "buffers": torch.stack([buffers for _, buffers in pairs]),
         "vectors_first": torch.zeros_like(vectors),
         "vectors_second": torch.zeros_like(vectors),
         "vectors_count": torch.zeros(networks, dtype=torch.float64),
@@ -45,7 +45,7 @@ def replace(state: State, member: int, build: Build, *stream: streams.Key) -> No
 def load(state: State, member: int, net: FlatNet) -> None:
     """Make `net` the network `member`."""
     net.load(state["vectors"][member])
-    buffers = running(net.module)
+    buffers = statistics(net.module)
     pieces = state["buffers"][member].split([buffer.numel() for buffer in buffers])
     for buffer, piece in zip(buffers, pieces, strict=True):
         buffer.copy_(piece.view_as(buffer))
@@ -75,12 +75,12 @@ def train(
     """
     net.zero_grad()
     net.module.train()
-    size = len(images) if running(net.module) else job.segment or len(images)
-    for part, wanted in zip(images.split(size), targets.split(size), strict=True):
+    size = len(images) if statistics(net.module) else job.segment or len(images)
+    for part, labels in zip(images.split(size), targets.split(size), strict=True):
         with job.compute.autocast():
-            found = logits(part)
+            outputs = logits(part)
         share = len(part) / len(images)
-        (share * half_mse(found.to(net.vector.dtype), wanted)).backward()
+        (share * half_mse(outputs.to(net.vector.dtype), labels)).backward()
     net.module.eval()
     adam_(net.vector, net.grad, moments, rate)
 
@@ -98,12 +98,12 @@ def fresh(build: Build, *stream: streams.Key) -> tuple[Tensor, Tensor]:
     return parameters_to_vector(module.parameters()).detach(), flat_buffers(module)
 
 
-def running(module: nn.Module) -> list[Tensor]:
+def statistics(module: nn.Module) -> list[Tensor]:
     """The running statistics of a network, without the count of batches, which nothing reads."""
     return [buffer for buffer in module.buffers() if buffer.is_floating_point()]
 
 
 def flat_buffers(module: nn.Module) -> Tensor:
     """The running statistics as one vector (B,)."""
-    found = [buffer.detach().flatten() for buffer in running(module)]
-    return torch.cat(found) if found else torch.zeros(0)
+    pieces = [buffer.detach().flatten() for buffer in statistics(module)]
+    return torch.cat(pieces) if pieces else torch.zeros(0)

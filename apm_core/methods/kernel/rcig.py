@@ -96,8 +96,8 @@ class RCIG(Method):
         self.real = job.data.examples("train", job.compute)
 
     def step(self, state: State, index: int) -> Update:
-        """Along the implicit gradient by one network of the pool, which is trained when all has
-        moved.
+        """The gradient, direct and implicit, by one network of the pool, which is trained when all
+        has moved.
         """
         stream = (*self.job.stream, index)
         random = streams.generator(*stream, "member")
@@ -127,37 +127,36 @@ class RCIG(Method):
         """
         leaves = tuple(state[name].detach().requires_grad_() for name in LEARNED)
         images, targets, temperature = leaves
-        seen, labels = self._mirrored(images, targets)
-        view, lam = Tangent(self.net, seen), self._lam(state)
+        support, labels = self._mirrored(images, targets)
+        view, lam = Tangent(self.net, support), self._lam(state)
         inner = InnerProblem(view, labels, lam)
-        trained = inner.train(self.settings.inner_steps, state["rate_inner"])
-        phi = trained.solution.requires_grad_()
-        solved, head = regress(view, phi, labels, lam)
-        judges = self.real.some(self.settings.batch_real, *stream, "real")
-        real, classes = judges.images, judges.targets
-        features, outputs = self._seen(real, phi)
-        predicted = (outputs + features @ head) * temperature.exp()
-        loss = F.cross_entropy(predicted, classes) + ridge.margin(targets, 0.5 / targets.shape[1])
-        found = torch.autograd.grad(loss, (outputs, phi, *leaves), retain_graph=True)
-        by_outputs, by_phi, *direct = found
-        by_phi = by_phi + self._pulled(real, by_outputs)
+        descent = inner.train(self.settings.inner_steps, state["rate_inner"])
+        phi = descent.solution.requires_grad_()
+        solution, head = regress(view, phi, labels, lam)
+        real = self.real.some(self.settings.batch_real, *stream, "real")
+        features, outputs = self._push(real.images, phi)
+        logits = (outputs + features @ head) * temperature.exp()
+        loss = F.cross_entropy(logits, real.targets) + ridge.margin(targets, 0.5 / targets.shape[1])
+        gradients = torch.autograd.grad(loss, (outputs, phi, *leaves), retain_graph=True)
+        by_outputs, by_phi, *direct = gradients
+        by_phi = by_phi + self._pull(real.images, by_outputs)
         q = inner.divide(by_phi, self.settings.inner_steps, state["rate_hessian"]).solution
-        implicit = torch.autograd.grad(implicit_part(view, q, solved), (images, targets))
+        implicit = torch.autograd.grad(implicit_part(view, q, solution), (images, targets))
         pairs = zip(direct, implicit, strict=False)  # the temperature has no implicit gradient
         total = [d + capped(i, float(d.norm())) for d, i in pairs]
-        return loss.detach(), (*total, direct[-1]), trained.outcome
+        return loss.detach(), (*total, direct[-1]), descent.outcome
 
-    def _seen(self, real: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+    def _push(self, real: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D) of real images and their J phi (B, C), a leaf; in segments."""
         views = []
         with torch.no_grad():
             for part in self._parts(real):
                 view = Tangent(self.net, part)
                 views.append((view.features.detach(), view.push(phi)))
-        features, outputs = (torch.cat(found) for found in zip(*views, strict=True))
+        features, outputs = (torch.cat(parts) for parts in zip(*views, strict=True))
         return features, outputs.requires_grad_()
 
-    def _pulled(self, real: Tensor, weights: Tensor) -> Tensor:
+    def _pull(self, real: Tensor, weights: Tensor) -> Tensor:
         """J^T (P,) of real images times `weights` (B, C); in segments."""
         pairs = zip(self._parts(real), self._parts(weights), strict=True)
         return sum(Tangent(self.net, part).pull(weight) for part, weight in pairs)
@@ -176,8 +175,8 @@ class RCIG(Method):
         return self.settings.ridge * len(state["images"])
 
     def _train(self, state: State, member: int, *stream: streams.Key) -> None:
-        """Some steps of the network in memory on the distilled set, and back with it to the pool;
-        or a fresh one in its place.
+        """Train the network in memory for some steps on the distilled set, and put it into the pool
+        as `member`; or a fresh one, when the member is at the end of its life.
         """
         images, targets = self._mirrored(state["images"], state["targets"])
         random = streams.generator(*stream, "network")
@@ -185,10 +184,10 @@ class RCIG(Method):
         moments, net = network_pool.member_moments(state, member), self.net
         for _ in range(steps):
             order = torch.randperm(len(images), generator=random)
-            chosen = order[:LARGEST_BATCH].to(images.device)
-            parts = images[chosen], targets[chosen]
+            index = order[:LARGEST_BATCH].to(images.device)
+            batch = images[index], targets[index]
             rate = self.settings.lr_network
-            network_pool.train(net, net.module.network, *parts, moments, rate, self.job)
+            network_pool.train(net, net.module.network, *batch, moments, rate, self.job)
         network_pool.store(state, member, net, moments)
         state["ages"][member] += steps
         if int(state["ages"][member]) >= self.settings.lifetime:

@@ -18,9 +18,9 @@ def factor(features: Tensor, ridge: Tensor | float, key: str) -> Tensor:
     features = features.double()
     gram = features @ features.T
     system = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    found, failed = torch.linalg.cholesky_ex(system)
-    if not failed:
-        return found
+    triangle, failure = torch.linalg.cholesky_ex(system)
+    if not failure:
+        return triangle
     if torch.isfinite(system).all():
         raise ConfigError(
             f"{key}: the kernel matrix of {len(gram)} distilled images is singular with a ridge of"
@@ -36,8 +36,9 @@ def head(features: Tensor, targets: Tensor, relative: float, key: str) -> Tensor
     H^T (H H^T + lambda I)^-1 Y with lambda = `relative` times the mean of the kernel's diagonal.
     """
     mean_square = features.double().square().sum() / len(features)  # trace(K) / n
-    solved = torch.cholesky_solve(targets.double(), factor(features, relative * mean_square, key))
-    return (features.double().T @ solved).to(features.dtype)
+    triangle = factor(features, relative * mean_square, key)
+    solution = torch.cholesky_solve(targets.double(), triangle)
+    return (features.double().T @ solution).to(features.dtype)
 
 
 def margin(targets: Tensor, most: float) -> Tensor:

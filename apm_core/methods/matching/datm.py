@@ -56,12 +56,14 @@ class DATM(Method):
         """Images, what the experts say about them, and the rate."""
         self.attach(job)
         pool, exact = job.teachers, job.compute.exact()
-        asked = (job.data, pool.net, pool.vectors, exact, job.ipc, job.shard)
-        correct = self.settings.start == "correct"
-        images, classes = correct_shard(*asked) if correct else job.real_images()
+        experts = (pool.net, pool.vectors)
+        if self.settings.start == "correct":
+            images, classes = correct_shard(job.data, *experts, exact, job.ipc, job.shard)
+        else:
+            images, classes = job.real_images()
         require_batch(self.key("batch"), self.settings.batch, images)
         state = start_of(self.settings, images, classes, job)
-        labels = correct_logits(pool.net, pool.vectors, state["images"], state["classes"], exact)
+        labels = correct_logits(*experts, state["images"], state["classes"], exact)
         return {**state, "targets": labels}
 
     def attach(self, job: Job) -> None:
@@ -79,16 +81,18 @@ class DATM(Method):
         return range(self.settings.start_from, min(last, self.first + grown))
 
     def step(self, state: State, index: int) -> Update:
-        """Match a piece of one expert's trajectory, unless it is too far."""
+        """The gradient of the distance from the end of a piece of one expert's trajectory, or none
+        where the distance is above the threshold.
+        """
         stream, images = (*self.job.stream, index), state["images"]
         start, target = self.experts.piece(self.epochs(index), *stream)
         steps = self.inner.draw(len(images), images.device, *stream)
-        trained_with = (images, state["targets"], state["rate"])
-        found = self.training.match(start, target, steps, *trained_with)
-        figures = {**figures_of(found), "rate": float(state["rate"])}
+        targets, rate = state["targets"], state["rate"]
+        match = self.training.match(start, target, steps, images, targets, rate)
+        figures = {**figures_of(match), "rate": float(rate)}
         if figures["match"] > self.settings.threshold:
             return Update({**figures, "gradient": 0.0})  # whatever it is, it is not used
-        gradients = {"images": found.images, "rate": found.rate, "targets": found.targets}
+        gradients = {"images": match.images, "rate": match.rate, "targets": match.targets}
         return Update(figures, gradients)
 
     def finish(self, state: State) -> Shard:

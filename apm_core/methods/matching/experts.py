@@ -12,7 +12,7 @@ from apm_core.methods.movers import Momentum, Mover, State
 from apm_core.runtime import memory, streams
 from apm_core.settings.methods.mtt import TrajectorySettings
 
-LEAST_RATE = 0.01  # of the rate at the start
+LEAST_RATE = 0.01  # share of the rate at the start
 
 
 class Experts:
@@ -33,9 +33,9 @@ class Experts:
                 f" beyond the {last} epochs of the experts: lower start_below, or raise"
                 f" {method.settings.pool}.epochs"
             )
-        needed = [group[:, : below + length] for group in groups]
-        home = memory.home(sum(group.nbytes for group in needed), job.compute, job.limit)
-        self.members = [member for group in needed for member in group.to(home)]
+        epochs = [group[:, : below + length] for group in groups]
+        home = memory.home(sum(group.nbytes for group in epochs), job.compute, job.limit)
+        self.members = [member for group in epochs for member in group.to(home)]
         self.length, self.like = length, job.teachers.net.vector
 
     def piece(self, epochs: range, *stream: streams.Key) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ class Experts:
 def inner_training(
     job: Job, inner: InnerTraining, loss: Loss, *, exact: bool = True, learn_targets: bool = False
 ) -> Trajectory:
-    """The training on the distilled images that is differentiated in every round of a job."""
+    """The training on the distilled images that each round of a job differentiates."""
     batch = inner.batch or job.ipc * job.spec.shape.classes
     return Trajectory(
         job.spec.network(job.compute.device),
@@ -76,15 +76,15 @@ def movers_of(settings: TrajectorySettings) -> dict[str, Mover]:
 
 
 def start_of(settings: TrajectorySettings, images: Tensor, classes: Tensor, job: Job) -> State:
-    """The state of images (N, C, H, W) of `classes` (N,), on the device, and the rate."""
+    """The start of a state, on the device: images (N, C, H, W), their classes (N,) and the rate."""
     images = images.to(job.compute.device)
     rate = torch.tensor(settings.rate, device=images.device, dtype=images.dtype)
     return {"images": images, "classes": classes.to(images.device), "rate": rate}
 
 
-def figures_of(found: Match) -> dict[str, float]:
+def figures_of(match: Match) -> dict[str, float]:
     """The loss, and the norm of all gradients together: finite only if all of them are."""
-    gradients = [found.images, found.rate]
-    gradients += [] if found.targets is None else [found.targets]
+    gradients = [match.images, match.rate]
+    gradients += [] if match.targets is None else [match.targets]
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    return {"match": float(found.loss), "gradient": float(norm)}
+    return {"match": float(match.loss), "gradient": float(norm)}

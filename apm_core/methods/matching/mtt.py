@@ -40,13 +40,13 @@ class MTT(Method):
     def __init__(self, settings: MTTSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
         self.soft = getattr(settings, "soft_labels", False)
-        loss, chosen = "soft_ce" if self.soft else "ce", str(self.soft).lower()
-        require_loss(self.key("recipe.loss"), recipe, loss, f"soft_labels: {chosen}")
+        loss, labels = "soft_ce" if self.soft else "ce", f"soft_labels: {str(self.soft).lower()}"
+        require_loss(self.key("recipe.loss"), recipe, loss, labels)
         self.inner = InnerTraining(settings.steps, settings.batch, recipe.augment)
         self.movers = movers_of(settings)
 
     def init(self, job: Job) -> State:
-        """Real images, and the rate."""
+        """Real images, their classes as labels, and the rate."""
         images, classes = job.real_images()
         require_batch(self.key("batch"), self.settings.batch, images)
         self.attach(job)
@@ -60,14 +60,14 @@ class MTT(Method):
         self.experts = Experts(job, self)
 
     def step(self, state: State, index: int) -> Update:
-        """Match a piece of one expert's trajectory."""
+        """The gradient of the distance from the end of a piece of one expert's trajectory."""
         stream, images = (*self.job.stream, index), state["images"]
         start, target = self.experts.piece(range(self.settings.start_below), *stream)
         steps = self.inner.draw(len(images), images.device, *stream)
         targets = self._labels(target, images) if self.soft else state["targets"]
-        found = self.training.match(start, target, steps, images, targets, state["rate"])
-        figures = {**figures_of(found), "rate": float(state["rate"])}
-        gradients = {"images": found.images, "rate": found.rate}
+        match = self.training.match(start, target, steps, images, targets, state["rate"])
+        figures = {**figures_of(match), "rate": float(state["rate"])}
+        gradients = {"images": match.images, "rate": match.rate}
         return Update(figures, gradients, then=lambda moved: moved.update(targets=targets))
 
     def finish(self, state: State) -> Shard:

@@ -58,7 +58,7 @@ class InnerTraining:
 
 @dataclass(frozen=True)
 class Match:
-    """The loss at the end of a training, and its gradients in what it was done with."""
+    """The loss at the end of a training, and its gradients in images, labels and rate."""
 
     loss: Tensor  # 0-d
     images: Tensor  # as the images
@@ -108,13 +108,15 @@ class Trajectory:
         def product(
             images: Tensor, theta: Tensor, targets: Tensor, v: Tensor
         ) -> tuple[tuple[Tensor, ...], Tensor]:
-            """v.g, and its derivatives in the images and what else is wanted."""
+            """v.g, and its derivatives: in the images, with `exact` in the parameters, and with
+            `learn_targets` in the labels.
+            """
 
             def along(images: Tensor, theta: Tensor, targets: Tensor) -> Tensor:
                 return v @ gradient(theta, images, targets)
 
-            wanted = (0, *((1,) if exact else ()), *((2,) if learn_targets else ()))
-            return grad_and_value(along, argnums=wanted)(images, theta, targets)
+            arguments = (0, *((1,) if exact else ()), *((2,) if learn_targets else ()))
+            return grad_and_value(along, argnums=arguments)(images, theta, targets)
 
         count, *image = batch
         flops = forward_flops(net, image, compute) * count * steps if steps else 0.0
@@ -158,11 +160,11 @@ class Trajectory:
         by_targets = torch.zeros_like(targets) if self.learn_targets else None
         for step, theta in zip(reversed(steps), reversed(thetas[:-1]), strict=True):
             leaf = images[step.index].requires_grad_()
-            seen = augment.augment(leaf, step.drawn)
+            view = augment.augment(leaf, step.drawn)
             labels = targets[step.index]
             with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
-                (by_seen, *others), inner = self._product(seen.detach(), theta, labels, v)
-            by_batch = torch.autograd.grad(seen, leaf, by_seen)[0] if step.drawn else by_seen
+                (by_view, *others), inner = self._product(view.detach(), theta, labels, v)
+            by_batch = torch.autograd.grad(view, leaf, by_view)[0] if step.drawn else by_view
             by_rate -= inner
             by_images.index_add_(0, step.index, by_batch, alpha=-float(rate))
             if self.exact:
@@ -183,9 +185,9 @@ class Trajectory:
         """`differentiate` the loss ||theta_N - target||^2 / ||start - target||^2, where `start` and
         `target` (P,) are on an expert's course.
         """
-        apart = (start - target).square().sum()
+        distance = (start - target).square().sum()
 
         def end(theta: Tensor) -> tuple[Tensor, Tensor]:
-            return (theta - target).square().sum() / apart, 2 * (theta - target) / apart
+            return (theta - target).square().sum() / distance, 2 * (theta - target) / distance
 
         return self.differentiate(start, end, steps, images, targets, rate)

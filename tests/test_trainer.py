@@ -1,4 +1,4 @@
-"""The training loop against a plain one, and what a recipe means."""
+"""The training loop against a plain one; losses, and what a trained network says."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apm_core import nets
 from apm_core.data.examples import Examples
-from apm_core.errors import ConfigError, DivergenceError
+from apm_core.errors import DivergenceError
 from apm_core.nets.architectures.convnet import ConvNet
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
@@ -121,32 +121,6 @@ def test_momentum_is_forgotten_at_the_drop_only_where_asked(cpu):
     assert torch.equal(*map(after, before_drop))
 
 
-@pytest.mark.parametrize(
-    ("epochs", "drop_momentum", "high", "low"),
-    [(1000, False, 501, 500), (1000, True, 502, 499), (250, False, 126, 125), (1, False, 1, 1)],
-)
-def test_schedule_for_epochs_is_that_of_the_field(epochs, drop_momentum, high, low):
-    recipe = Recipe(passes=1, lr=0.02, drop_momentum=drop_momentum).with_epochs(epochs)
-    rates = [recipe.rate(index) for index in range(recipe.passes)]
-    assert rates == pytest.approx([0.02] * high + [0.002] * low)
-    assert recipe.drop == high
-
-
-def test_teachers_without_a_drop_keep_their_rate():
-    recipe = Recipe(passes=4, lr=0.02)
-    assert [recipe.rate(index) for index in range(4)] == [0.02] * 4
-
-
-def test_cosine_equals_that_of_torch():
-    recipe = Recipe(passes=7, lr=0.3, schedule="cosine", drop=2)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
-    for index in range(7):
-        assert recipe.rate(index) == pytest.approx(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-
-
 ADAM = Recipe(
     passes=9, lr=3e-3, batch=4, loss="half_mse", optimizer="adam", schedule="cosine", warmup=3
 )
@@ -184,41 +158,6 @@ def test_adam_equals_that_of_torch(cpu, recipe):
         expected = nn.utils.parameters_to_vector(net.parameters()).detach()
         # biases before an instance norm have gradients of rounding alone, which Adam magnifies
         torch.testing.assert_close(one.net.snapshot(), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_a_warm_up_rises_to_the_rate_and_the_cosine_falls_to_the_floor():
-    rates = [replace(ADAM, passes=8, lr=1.0, warmup=2, floor=0.1).rate(i) for i in range(9)]
-    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
-    assert rates[5] == pytest.approx(0.55) and rates[8] == pytest.approx(0.1)  # half-way, the end
-    assert sorted(rates[2:], reverse=True) == rates[2:]
-    short = [replace(ADAM, passes=4, lr=1.0, warmup=500).rate(i) for i in range(4)]
-    assert short == pytest.approx([0.5, 1.0, 1.0, 0.5])  # never more than half of the passes
-
-
-def test_recipe_of_a_config_section(recipe_settings):
-    recipe = Recipe.of(recipe_settings)
-    assert (recipe.passes, recipe.drop, recipe.lr, recipe.batch) == (7, 4, 0.05, 16)
-    assert (recipe.loss, recipe.augment, recipe.schedule) == ("l1", "crop_scale", "step")
-    assert Recipe(**recipe.to_dict()) == recipe
-
-
-def test_hard_labels_change_the_loss_alone():
-    assert RECIPE.with_hard_labels() == replace(RECIPE, loss="ce")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"loss": "l2"}, "loss: there is no loss 'l2'; known: ce, half_mse, l1, soft_ce"),
-        ({"schedule": "linear"}, "schedule: 'linear' is neither step nor cosine"),
-        ({"optimizer": "lamb"}, "optimizer: 'lamb' is neither sgd nor adam"),
-        ({"optimizer": "adam", "nesterov": True}, "nesterov: true goes with optimizer sgd: set it"),
-        ({"augment": "blur"}, "augment: there is no group 'blur'"),
-    ],
-)
-def test_recipe_refuses_what_does_not_exist(wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        replace(RECIPE, **wrong)
 
 
 def test_snapshots_are_those_of_shorter_runs(cpu):
