@@ -1,5 +1,5 @@
 # Images in, a distilled set with proof of its quality out.
-# README.md explains the use, config.yaml every setting, workflow/rules/ one stage each.
+# README.md explains the use, docs/settings.md every setting, workflow/rules/ one stage each.
 import os
 from pathlib import Path
 

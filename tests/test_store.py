@@ -10,7 +10,10 @@ import zipfile
 
 import numpy as np
 import pytest
+import zarr
+from zarr.storage import ZipStore
 
+from apm_core.data.prepared import PreparedData
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store
 from apm_core.settings.text import canonical, fingerprint
@@ -215,7 +218,7 @@ def test_another_format_version_is_refused(path, monkeypatch):
     store.write(path, "teachers", ARRAYS, settings=SETTINGS)
     monkeypatch.undo()
     message = refusal(path)
-    assert "format version 7, this apm reads version 1: delete" in message
+    assert "format version 7, this apm reads version 2: delete" in message
 
 
 def repack(path, change) -> None:
@@ -231,7 +234,7 @@ def repack(path, change) -> None:
 @pytest.mark.parametrize("gone", ["classes", "classes/c", "images/zarr.json"])
 def test_a_sound_zip_without_all_arrays_is_refused(path, gone):
     repack(path, lambda name, content: None if name.startswith(gone) else content)
-    assert f"the arrays do not match their checksum: delete {path}" in refusal(path)
+    assert f"does not match its checksum: delete {path}" in refusal(path)
 
 
 def test_a_sound_zip_with_an_exchanged_array_is_refused(path, tmp_path):
@@ -241,7 +244,7 @@ def test_a_sound_zip_with_an_exchanged_array_is_refused(path, tmp_path):
     with zipfile.ZipFile(other) as file:
         chunk = file.read("classes/c/0")
     repack(path, lambda name, content: chunk if name == "classes/c/0" else content)
-    assert "the arrays do not match their checksum" in refusal(path)
+    assert "does not match its checksum" in refusal(path)
 
 
 def test_a_sound_zip_of_something_else_is_refused(path):
@@ -408,7 +411,7 @@ def test_json_that_is_missing_edited_or_of_another_kind_or_version_is_refused(
         edited.write_text(path.read_text().replace(old, new, 1))
         with pytest.raises(ArtifactError, match=r"edited\.json: (does not match|cannot be read)"):
             store.read_json(edited, "evaluation")
-    monkeypatch.setattr(store, "FORMAT", 2)
+    monkeypatch.setattr(store, "JSON_FORMAT", 2)
     with pytest.raises(ArtifactError, match="json: format version 1, this apm reads version 2"):
         store.read_json(path, "evaluation")
 
@@ -427,3 +430,37 @@ def test_an_input_of_other_content_is_refused(path, tmp_path):
     assert str(caught.value) == message
     with pytest.raises(ArtifactError, match=r"another pool than .* \(None against"):
         made.require_input("pool", given)
+
+
+def test_arrays_are_read_when_they_are_asked_for_and_checked_then(tmp_path):
+    path = tmp_path / "one.zarr.zip"
+    big = {"small": np.arange(5), "large": np.arange(200_000).reshape(2, -1)}
+    store.write(path, "data", big, settings={})
+    found = store.read(path, "data", lazy=True)
+    assert found.shapes == {"small": (5,), "large": (2, 100_000)}
+    assert set(found.arrays) == set(big) and "other" not in found.arrays
+    whole = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as members:
+        chunk = next(m for m in members.infolist() if m.filename.startswith("large/c"))
+    whole[chunk.header_offset + chunk.compress_size // 2 + 80] ^= 1
+    path.write_bytes(whole)
+    assert np.array_equal(found.arrays["small"], big["small"])
+    with pytest.raises(ArtifactError, match=r"delete .*one\.zarr\.zip and run snakemake again"):
+        found.arrays["large"]
+
+
+def test_digests_that_do_not_make_the_content_are_refused(tmp_path):
+    path = tmp_path / "one.zarr.zip"
+    with ZipStore(path, mode="w") as file:
+        attributes = {"format": store.FORMAT, "kind": "data", "content": "0" * 64, "digests": {}}
+        zarr.create_group(file, attributes=attributes)
+    assert "do not match their checksum" in refusal(path, "data")
+
+
+def test_an_evaluation_does_not_read_the_training_images(digits, tmp_path, cpu):
+    data = PreparedData.open(digits.artifact.path)
+    data.examples("test", cpu)
+    assert data.shape.classes == 10 and data.train_bytes > 0
+    assert set(data.artifact.arrays._read) == {
+        *("test_images", "test_labels", "whitening_mean", "whitening_matrix")
+    }

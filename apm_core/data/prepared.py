@@ -1,5 +1,6 @@
 """The prepared set: uint8 pixels, labels and the whitening, as every later stage reads them."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,8 +46,10 @@ class PreparedData:
 
     @classmethod
     def open(cls, path: str | Path) -> "PreparedData":
-        """Read the artifact; raises ArtifactError when it is missing or damaged."""
-        artifact = store.read(path, KIND)
+        """Open the artifact, whose arrays are read when they are used; raises ArtifactError when it
+        is missing or damaged.
+        """
+        artifact = store.read(path, KIND, lazy=True)
         return cls(artifact, Whitening.from_arrays(artifact.info["whitening"], artifact.arrays))
 
     @property
@@ -57,12 +60,12 @@ class PreparedData:
     @property
     def shape(self) -> Shape:
         """What a network for these images must read."""
-        return Shape.of(self.artifact.arrays["train_images"].shape, len(self.class_names))
+        return Shape.of(self.artifact.shapes["train_images"], len(self.class_names))
 
     @property
     def train_bytes(self) -> int:
         """Bytes of the training images as uint8."""
-        return self.artifact.arrays["train_images"].nbytes
+        return math.prod(self.artifact.shapes["train_images"])
 
     def examples(self, split: str, compute: Compute) -> Examples:
         """The "train" or "test" split on the device, in the working space, with class indices."""

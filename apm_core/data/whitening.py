@@ -147,7 +147,7 @@ class Whitening:
         Raises:
             ArtifactError: an unknown kind, or arrays of this kind are missing.
         """
-        own = {n.removeprefix(PREFIX): a for n, a in arrays.items() if n.startswith(PREFIX)}
+        own = {n.removeprefix(PREFIX): arrays[n] for n in arrays if n.startswith(PREFIX)}
         if kind not in FIELDS or not own.keys() >= set(FIELDS[kind]):
             wanted = ", ".join(FIELDS.get(kind, ())) or "none"
             raise ArtifactError(

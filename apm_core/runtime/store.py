@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from zarr.storage import ZipStore
 from apm_core.errors import ArtifactError
 from apm_core.settings.text import canonical, fingerprint
 
-FORMAT = 1
+FORMAT = 2  # of artifacts
+JSON_FORMAT = 1
 CHUNK_BYTES = 4 << 20
 PACKAGES = ("torch", "torchvision", "numpy", "zarr", "snakemake")
 
@@ -47,6 +48,7 @@ class Artifact:
     info: Mapping[str, Any] = field(default_factory=dict)  # kind-specific facts, JSON values
     content: str = ""  # SHA-256 over the arrays
     path: str = ""
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the arrays
 
     def require_input(self, role: str, given: "Artifact") -> None:
         """Raise ArtifactError unless this artifact was made from `given`."""
@@ -58,16 +60,52 @@ class Artifact:
             )
 
 
+class StoredArrays(Mapping[str, np.ndarray]):
+    """The arrays of an artifact's file, each read and checked when it is first asked for.
+
+    Raises ArtifactError, on access, for an array that is damaged.
+    """
+
+    def __init__(self, path: str | Path, digests: Mapping[str, str]) -> None:
+        self.path, self.digests = path, digests
+        self._read: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._read:
+            wanted = self.digests[name]
+            with _opened(self.path) as (root, _):
+                array = np.asarray(root[name][...])
+            if digest(array) != wanted:
+                raise ArtifactError(
+                    f"{self.path}: the array {name!r} does not match its checksum:"
+                    f" {_remedy(self.path)}"
+                )
+            self._read[name] = array
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.digests)
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.digests
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 over type, shape and bytes of `array`."""
+    array = np.asarray(array, order="C")
+    found = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
 def content_hash(arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over names, types, shapes and bytes of `arrays`; equal for equal content, whatever
     the file's bytes.
     """
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name], order="C")
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    return checksum({name: digest(array) for name, array in arrays.items()})
 
 
 def versions() -> dict[str, str]:
@@ -124,7 +162,7 @@ def write_json(
     """Write `figures` to `path` with what they are, the content hashes of what they were made from
     by role, and a checksum.
     """
-    value = {**figures, "format": FORMAT, "kind": kind, "inputs": dict(inputs or {})}
+    value = {**figures, "format": JSON_FORMAT, "kind": kind, "inputs": dict(inputs or {})}
     text = json.dumps({**value, "content": checksum(value)}, indent=1, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -150,7 +188,7 @@ def read_json(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, st
         ) from error
     if content != checksum(value):
         raise ArtifactError(f"{path}: does not match its checksum: {_remedy(path)}")
-    _check_header(path, kind, value)
+    _check_header(path, kind, value, JSON_FORMAT)
     inputs = value.pop("inputs")
     return {key: item for key, item in value.items() if key not in ("format", "kind")}, inputs
 
@@ -174,7 +212,8 @@ def write(
     A sound file that says the same is left alone: another writer of the same work was faster, and
     what was made from its file stays valid.
     """
-    content = content_hash(arrays)
+    digests = {name: digest(array) for name, array in arrays.items()}
+    content = checksum(digests)
     hashes = {role: artifact.content for role, artifact in (inputs or {}).items()}
     there = _sound(path, kind)
     made = (content, hashes, canonical(settings))
@@ -188,6 +227,7 @@ def write(
         "inputs": hashes,
         "info": dict(info or {}),
         "versions": versions(),
+        "digests": digests,
         "content": content,
     }
     with atomic_path(path) as temporary, ZipStore(temporary, mode="w") as file:
@@ -200,32 +240,35 @@ def write(
                 chunks=(min(rows, max(1, len(array))), *array.shape[1:]) if array.ndim else (),
                 compressors=ZstdCodec(level=1, checksum=True),
             )
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
     return Artifact(
-        kind, dict(arrays), dict(settings), hashes, dict(info or {}), content, str(path)
+        kind, dict(arrays), dict(settings), hashes, dict(info or {}), content, str(path), shapes
     )
 
 
-def read(path: str | Path, kind: str) -> Artifact:
-    """Read and check an artifact.
+def read(path: str | Path, kind: str, *, lazy: bool = False) -> Artifact:
+    """Read and check an artifact; `lazy`: its arrays only when they are asked for.
 
     Raises ArtifactError when the file is missing, damaged, of another kind or of another format
     version.
     """
     with _opened(path) as (root, names):
         attributes = root.attrs.asdict()
-        _check_header(path, kind, attributes)
-        arrays = {name: np.asarray(root[name][...]) for name in names}
-        if content_hash(arrays) != attributes["content"]:
+        _check_header(path, kind, attributes, FORMAT)
+        digests = attributes["digests"]
+        if set(names) != set(digests) or checksum(digests) != attributes["content"]:
             raise ArtifactError(f"{path}: the arrays do not match their checksum: {_remedy(path)}")
-        return Artifact(
+        found = Artifact(
             kind,
-            arrays,
+            StoredArrays(path, digests),
             attributes["settings"],
             attributes["inputs"],
             attributes["info"],
             attributes["content"],
             str(path),
+            {name: tuple(root[name].shape) for name in names},
         )
+    return found if lazy else replace(found, arrays=dict(found.arrays))
 
 
 def content_of(path: str | Path) -> str:
@@ -279,10 +322,10 @@ def _remedy(path: str | Path) -> str:
     return f"delete {path} and run snakemake again"
 
 
-def _check_header(path: str | Path, kind: str, attributes: Mapping[str, Any]) -> None:
-    if attributes.get("format") != FORMAT:
+def _check_header(path: str | Path, kind: str, attributes: Mapping[str, Any], version: int) -> None:
+    if attributes.get("format") != version:
         raise ArtifactError(
-            f"{path}: format version {attributes.get('format')}, this apm reads version {FORMAT}:"
+            f"{path}: format version {attributes.get('format')}, this apm reads version {version}:"
             f" delete {path} and run snakemake again, or use the apm that wrote it"
         )
     if attributes.get("kind") != kind:

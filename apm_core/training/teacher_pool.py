@@ -38,7 +38,7 @@ class TeacherPool:
         Raises ArtifactError when a file is damaged, was made for other data, or the groups differ
         in architecture.
         """
-        artifacts = tuple(store.read(path, KIND) for path in paths)
+        artifacts = tuple(store.read(path, KIND, lazy=True) for path in paths)
         specs = [Spec.from_dict(dict(artifact.info["network"])) for artifact in artifacts]
         for artifact, spec in zip(artifacts, specs, strict=True):
             artifact.require_input("data", data.artifact)
@@ -74,7 +74,7 @@ class TeacherPool:
         """Raise ConfigError, naming `key`, unless the pool has snapshots after `epochs`."""
         if any("snapshots" not in artifact.arrays for artifact in self.artifacts):
             raise ConfigError(f"{key}: its teachers need snapshots: true in their section")
-        last = min(len(group[0]) for group in self.trajectories) - 1
+        last = min(artifact.shapes["snapshots"][1] for artifact in self.artifacts) - 1
         if not 0 <= min(epochs) <= max(epochs) <= last or list(epochs) != sorted(epochs):
             raise ConfigError(
                 f"{key}: {list(epochs)} are not epochs in ascending order from 0 to {last}, the"
