@@ -234,7 +234,8 @@ def repack(path, change) -> None:
 @pytest.mark.parametrize("gone", ["classes", "classes/c", "images/zarr.json"])
 def test_a_sound_zip_without_all_arrays_is_refused(path, gone):
     repack(path, lambda name, content: None if name.startswith(gone) else content)
-    assert f"does not match its checksum: delete {path}" in refusal(path)
+    message = refusal(path)
+    assert "match" in message and f"checksum: delete {path}" in message
 
 
 def test_a_sound_zip_with_an_exchanged_array_is_refused(path, tmp_path):
