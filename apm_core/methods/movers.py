@@ -26,6 +26,17 @@ class Rows:
     index: Tensor  # (B,) int64
     values: Tensor  # (B, ...)
 
+    def to(self, device: torch.device) -> "Rows":
+        """The same on `device`."""
+        return Rows(self.index.to(device), self.values.to(device))
+
+
+def whole(gradient: Tensor | Rows, tensor: Tensor) -> Tensor:
+    """The gradient of all rows of `tensor`."""
+    if isinstance(gradient, Tensor):
+        return gradient
+    return torch.zeros_like(tensor).index_copy(0, gradient.index, gradient.values)
+
 
 @dataclass(frozen=True)
 class Average:
@@ -62,11 +73,12 @@ class Mover(ABC):
         state = {f"{name}_{key}": value for key, value in self._memory(tensor).items()}
         if self.average:
             zero = self.average.from_zero
-            state[f"{name}_average"] = torch.zeros_like(tensor) if zero else tensor
+            state[f"{name}_average"] = torch.zeros_like(tensor) if zero else tensor.clone()
         return state
 
     def move(self, state: State, name: str, gradient: Tensor | Rows, index: int) -> State:
-        """The entries of the state that round `index` changes; those at home change in place."""
+        """The entries of the state that round `index` changes; those at home may do so in place."""
+        gradient = gradient.to(state[name].device)
         moved = self._moved(state, name, gradient, self.rate_at(index))
         if self.average:
             key, share = f"{name}_average", self.average.share
@@ -106,12 +118,14 @@ class Momentum(Mover):
         if self.at_home:  # without a copy of what may be larger than the device
             velocity *= self.momentum
             if isinstance(gradient, Rows):
-                values = gradient.values.to(velocity.device)
-                velocity[gradient.index.to(velocity.device)] += values
+                velocity[gradient.index] += gradient.values
             else:
-                velocity += gradient.to(velocity.device)
-            return {name: tensor.sub_(velocity, alpha=rate), f"{name}_velocity": velocity}
-        velocity = self.momentum * velocity + gradient
+                velocity += gradient
+            tensor.sub_(velocity, alpha=rate)
+            if self.least is not None:
+                tensor.clamp_min_(self.least)
+            return {name: tensor, f"{name}_velocity": velocity}
+        velocity = self.momentum * velocity + whole(gradient, tensor)
         tensor = tensor - rate * velocity
         if self.least is not None:
             tensor = tensor.clamp_min(self.least)
@@ -128,7 +142,7 @@ class _Adaptive(Mover):
     def _moved(self, state: State, name: str, gradient: Tensor | Rows, rate: float) -> State:
         tensor = state[name].clone()
         moments = Moments(*(state[f"{name}_{key}"].clone() for key in ("first", "second", "count")))
-        self._descend(tensor, gradient, moments, rate)
+        self._descend(tensor, whole(gradient, tensor), moments, rate)
         return {name: tensor, **{f"{name}_{key}": value for key, value in vars(moments).items()}}
 
     @abstractmethod
