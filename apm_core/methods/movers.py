@@ -74,6 +74,7 @@ class Mover(ABC):
         if self.average:
             zero = self.average.from_zero
             state[f"{name}_average"] = torch.zeros_like(tensor) if zero else tensor.clone()
+            state[f"{name}_averaged"] = 0
         return state
 
     def move(self, state: State, name: str, gradient: Tensor | Rows, index: int) -> State:
@@ -83,6 +84,7 @@ class Mover(ABC):
         if self.average:
             key, share = f"{name}_average", self.average.share
             moved[key] = share * state[key] + (1 - share) * moved[name]
+            moved[f"{name}_averaged"] = state[f"{name}_averaged"] + 1
         return moved
 
     def product(self, state: State, name: str) -> Tensor:
@@ -91,7 +93,7 @@ class Mover(ABC):
             return state[name]
         if not self.average.from_zero:
             return state[f"{name}_average"]
-        weight = 1 - self.average.share ** float(state[f"{name}_count"])
+        weight = 1 - self.average.share ** state[f"{name}_averaged"]
         return state[f"{name}_average"] / weight if weight else state[name]
 
     @abstractmethod

@@ -124,7 +124,7 @@ class RunSettings(Section):
         elif base in methods():
             method, settings = base, getattr(self.methods, base)
         else:
-            known = [*methods(), *ready_entries(), *earlier]
+            known = list(dict.fromkeys([*methods(), *ready_entries(), *earlier]))
             raise ConfigError(f"config: {place}: there is no method {base!r}; {hint(base, known)}")
         changes = check(changes, type(settings), place)
         return Entry(name, method, settings.changed(changes))
