@@ -32,6 +32,12 @@ class NamedEntry(Section):
         None, "a method, or an earlier entry, whose settings it has; null: that of its name"
     )
 
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What it says; a null among the settings is one of them."""
+        found = self.model_dump(exclude_unset=True)
+        return {k: v for k, v in found.items() if k != "method" or v is not None}
+
 
 class Distill(Section):
     """What is distilled."""
@@ -105,7 +111,7 @@ class RunSettings(Section):
         found: dict[str, Entry] = {}
         for number, item in enumerate(self.distill.methods):
             place = f"distill.methods.{number}"
-            stated = {"name": item} if isinstance(item, str) else item.model_dump(exclude_none=True)
+            stated = {"name": item} if isinstance(item, str) else item.stated
             name = stated["name"]
             if name in found:
                 raise ConfigError(f"config: {place}: a second entry has the name {name!r}")
