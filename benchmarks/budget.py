@@ -37,7 +37,7 @@ def main() -> None:
     plan = plan_of(config)
     how = plan.settings.compute
     torch.set_num_threads(how.threads)
-    compute = choose(how.device, how.precision, "auto", print)
+    compute = choose(how.device, how.precision, how.compile, print)
     data = data_of(config, options.folder)
     rounds = {}
     for name in plan.entries:
