@@ -108,7 +108,8 @@ def test_without_momentum_it_is_plain_descent():
 def test_all_that_is_remembered_lies_in_the_state_under_the_tensors_name(name, average):
     mover = type(MOVERS[name])(0.1, average)
     names = {"velocity"} if name == "momentum" else {*MOMENTS}
-    names |= {"average", "averaged"} if average else set()
+    names |= {"average"} if average else set()
+    names |= {"averaged"} if average and average.from_zero else set()
     state = begun(mover)
     assert state.keys() == {"x", *(f"x_{key}" for key in names)}
     changed = mover.move(state, "x", gradients()[0], 0)

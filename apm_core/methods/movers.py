@@ -72,9 +72,10 @@ class Mover(ABC):
         """What is remembered of a tensor at rest."""
         state = {f"{name}_{key}": value for key, value in self._memory(tensor).items()}
         if self.average:
-            zero = self.average.from_zero
-            state[f"{name}_average"] = torch.zeros_like(tensor) if zero else tensor.clone()
-            state[f"{name}_averaged"] = 0
+            state[f"{name}_average"] = tensor.clone()
+            if self.average.from_zero:
+                state[f"{name}_average"].zero_()
+                state[f"{name}_averaged"] = torch.zeros((), dtype=torch.int64)  # rounds
         return state
 
     def move(self, state: State, name: str, gradient: Tensor | Rows, index: int) -> State:
@@ -84,7 +85,8 @@ class Mover(ABC):
         if self.average:
             key, share = f"{name}_average", self.average.share
             moved[key] = share * state[key] + (1 - share) * moved[name]
-            moved[f"{name}_averaged"] = state[f"{name}_averaged"] + 1
+            if self.average.from_zero:
+                moved[f"{name}_averaged"] = state[f"{name}_averaged"] + 1
         return moved
 
     def product(self, state: State, name: str) -> Tensor:
@@ -93,7 +95,7 @@ class Mover(ABC):
             return state[name]
         if not self.average.from_zero:
             return state[f"{name}_average"]
-        weight = 1 - self.average.share ** state[f"{name}_averaged"]
+        weight = 1 - self.average.share ** int(state[f"{name}_averaged"])
         return state[f"{name}_average"] / weight if weight else state[name]
 
     @abstractmethod
