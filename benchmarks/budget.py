@@ -8,7 +8,6 @@ a run does, so that it can be repeated.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from apm_core.methods.base import Job
 from apm_core.nets.spec import Spec
 from apm_core.runtime.device import choose
 from benchmarks.measure import ROOT
-from benchmarks.pipeline import Plan, config_of, data_of, pool_of
+from benchmarks.pipeline import Config, config_of, data_of, plan_of, pool_of
 
 REHEARSALS = 2  # the first compiles
 
@@ -35,26 +34,56 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "work/budget")
     options = parser.parse_args()
     config = config_of(options.presets, options.set)
-    torch.set_num_threads(config["compute"]["threads"])
-    plan, compute = Plan(config), choose(config["compute"]["device"], "auto", "auto", print)
+    plan = plan_of(config)
+    how = plan.settings.compute
+    torch.set_num_threads(how.threads)
+    compute = choose(how.device, how.precision, how.compile, print)
     data = data_of(config, options.folder)
     rounds = {}
-    for name in plan.methods:
-        entry = methods.entry(name)
-        if not entry.iterative:
+    for name in plan.entries:
+        settings, needed = plan.distill(name), plan.distill_pool(name)
+        if settings.rounds is None:
             continue
-        pool = entry.needs and pool_of(config, options.folder, entry.needs, data, compute)
-        settings = json.loads(plan.distill(name))
-        spec = Spec.of(settings, data.shape) if "network" in settings else None
-        last = settings["rounds"]
-        job = Job(data, pool, compute, config["ipc"], 0, last, config["seed"], network=spec)
-        method = methods.build(name, settings)
-        state = method.init(job)
+        pool = pool_of(config, options.folder, needed, data, compute) if needed else None
+        job = Job(
+            data=data,
+            pool=pool,
+            compute=compute,
+            ipc=settings.ipc,
+            shard=0,
+            rounds=settings.rounds,
+            seed=settings.seed,
+            network=Spec.of(settings.network, data.shape) if settings.network else None,
+        )
+        method = methods.build(settings)
+        state = method.start(job)
         for _ in range(REHEARSALS):
             _, seconds = method.rehearse(state, compute.clock)
-        rounds[name] = {"rounds": max(1, round(options.seconds / seconds))}
+        rounds[name] = max(1, round(options.seconds / seconds))
         print(f"{name}: {seconds:.3g} s a round", flush=True)
-    print(yaml.safe_dump({"methods": rounds}, sort_keys=False))
+    print(yaml.safe_dump(overlay_of(config, rounds), sort_keys=False))
+
+
+def overlay_of(config: Config, rounds: dict[str, int]) -> Config:
+    """The config's changes that give each entry its `rounds`: in the section of its method, or,
+    for one that is spelled out, where it is.
+    """
+    entries = config["distill"]["methods"]
+    overlay: Config = {"methods": {e: {"rounds": rounds[e]} for e in entries if named(e, rounds)}}
+    if any(isinstance(entry, dict) for entry in entries):
+        spelled = [
+            {**entry, "rounds": rounds[entry["name"]]}
+            if isinstance(entry, dict) and entry["name"] in rounds
+            else entry
+            for entry in entries
+        ]
+        overlay["distill"] = {"methods": spelled}
+    return overlay
+
+
+def named(entry: str | Config, rounds: dict[str, int]) -> bool:
+    """Whether an entry is a method's name, one with rounds."""
+    return isinstance(entry, str) and entry in rounds
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -41,11 +42,12 @@ from apm_core.errors import ApmError, ArtifactError
 from apm_core.runtime import store
 from apm_core.runtime.device import choose
 from apm_core.runtime.resume import MOST, Resume
+from apm_core.settings.run import RunSettings
 from apm_core.stages.collect import collect, summarize_folder
 from apm_core.stages.merge import merge
 from apm_core.training.teacher_pool import TeacherPool
 from benchmarks.measure import RESULTS, ROOT, machine, write
-from benchmarks.pipeline import Plan, config_of, overlaid
+from benchmarks.pipeline import config_of, overlaid, plan_of
 
 CONFIG = ROOT / "benchmarks/chaos.yaml"
 TARGET = "results/digits_ipc4.json"
@@ -69,11 +71,11 @@ def kind_of(path: Path) -> str:
         if path.parent.name == "results":
             return "whitening" if ".whitening." in path.name else "distilled set"
         place = path.parts[path.parts.index("digits") + 1]
-        return {"data.zarr.zip": "data", "distill": "shard"}.get(place, "teachers")
+        return {"data.zarr.zip": "data", "distill": "shard", "pools": "teachers"}[place]
     place = path.parent.name
     if place == "nas":
-        return "ranking" if path.stem == "reference" or "proxy" in path.name else "agreement"
-    return {"results": "results", "ceiling": "ceiling"}.get(place, "evaluation")
+        return "ranking" if path.stem == "reference" or "proxy" in path.name else "scores"
+    return "results" if place == "results" else "scores"
 
 
 def content_of(path: Path) -> str:
@@ -283,7 +285,7 @@ class Reader:
     """A finished run in `folder`, read as the stages read it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.plan = folder, Plan(config_of([CONFIG]))
+        self.folder, self.plan = folder, plan_of(config_of([CONFIG]))
         self.compute = choose("cpu")
         self.resume = Resume(folder / "work/.resume", "chaos")
 
@@ -295,13 +297,16 @@ class Reader:
         work, results = self.folder / "work/digits", self.folder / "results"
         data = PreparedData.open(work / "data.zarr.zip")
         if kind in ("data", "teachers"):
-            for name in ("teachers", "experts"):
-                TeacherPool.open(sorted(work.glob(f"{name}/*.zip")), data, self.compute)
+            for folder in sorted(work.glob("pools/*")):
+                TeacherPool.open(sorted(folder.glob("*.zip")), data, self.compute)
         if kind in ("data", "shard"):
-            method = path.parent.name.split(".")[0] if kind == "shard" else "random"
-            shards = sorted(work.glob(f"distill/{method}.*/*.zip"))
-            teachers = TeacherPool.open(sorted(work.glob("teachers/*.zip")), data, self.compute)
-            settings = json.loads(self.plan.merge(method))
+            entry = path.parent.name.split(".")[0] if kind == "shard" else "random"
+            shards = sorted(work.glob(f"distill/{entry}.*/*.zip"))
+            groups = sorted(work.glob("pools/teachers.*/*.zip"))
+            teachers, settings = (
+                TeacherPool.open(groups, data, self.compute),
+                self.plan.merge(entry),
+            )
             merge(self.folder / "merged.zip", settings, shards, data, teachers, self.compute)
         if kind == "results":
             summarize_folder(results)
@@ -313,7 +318,7 @@ class Reader:
                     one.whitening  # noqa: B018 - reads its file
             scores = [*work.glob("ceiling/*"), *work.glob("evaluate/*/*")]
             scores += [file for file in work.glob("nas/ipc*") if "proxy" not in file.name]
-            collect("digits", json.loads(self.plan.collect()), sets, scores)
+            collect("digits", self.plan.collect(), sets, scores)
         return content
 
 
@@ -371,9 +376,9 @@ def how(
     root = files[0]
     while root.name != "run":
         root = root.parent
-    twin = other / path.relative_to(root)
-    if path.suffix == ".pt":
-        twin = next(other.glob("work/.resume/*.pt"))
+    # a pool's folder is called by its settings, the seed among them
+    same = re.sub(r"(pools/\w+)\.\w+/", r"\1.*/", path.relative_to(root).as_posix())
+    twin = next(other.glob("work/.resume/*.pt" if path.suffix == ".pt" else same))
     ways = {
         "truncated": lambda: path.write_bytes(truncated(data, generator)),
         "bit flipped": lambda: path.write_bytes(flipped(data, generator)),
@@ -402,7 +407,7 @@ def result_of(reader: Reader, path: Path, content: str) -> tuple[str, str]:
 
 def saves() -> dict[str, Any]:
     """What saving a state costs, and its share of the time at the default interval."""
-    every, rows = config_of([])["compute"]["resume_interval"], []
+    every, rows = RunSettings().compute.resume_interval, []
     with tempfile.TemporaryDirectory() as place:
         for megabytes in (10, 100, 1000):
             state = {"images": torch.randn(megabytes * 250_000)}

@@ -37,12 +37,13 @@ def rounds(method: APM, given: Job, count: int) -> dict[str, float]:
     compute = given.compute
     memory.reset_peak(compute)
     before = 0 if compute.device.type == "cuda" else memory.peak(compute)
-    state = method.init(given)
+    state = method.start(given)
+    period = method.settings.period
     for index in range(count):
-        if index == count - method.period:
+        if index == count - period:
             started = compute.clock()
-        method.step(state, index)
-    seconds = (compute.clock() - started) / method.period
+        method.round(state, index)
+    seconds = (compute.clock() - started) / period
     return {"bytes": memory.peak(compute) - before, "seconds": seconds}
 
 

@@ -1,6 +1,6 @@
 """The pipeline as benchmarks use it: configs laid over each other, targets made, results opened."""
 
-import copy
+import functools
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -8,25 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from snakemake.utils import update_config
 
 from apm_core.data.prepared import PreparedData
 from apm_core.runtime.device import Compute
+from apm_core.settings.plan import Plan
+from apm_core.settings.run import RunSettings
+from apm_core.settings.section import laid_over
+from apm_core.settings.training import PoolName
 from apm_core.training.teacher_pool import TeacherPool
 from benchmarks.measure import ROOT
-
-sys.path.insert(0, str(ROOT / "workflow"))
-from plan import Plan as Plan
 
 Config = dict[str, Any]
 
 
 def overlaid(base: Config, *changes: Config) -> Config:
-    """A copy of `base` under `changes`, as Snakemake lays config files over each other."""
-    result = copy.deepcopy(base)
-    for change in changes:
-        update_config(result, copy.deepcopy(change))
-    return result
+    """`base` under `changes`, as Snakemake lays config files over each other."""
+    return functools.reduce(laid_over, changes, base)
 
 
 def config_of(files: Iterable[Path], settings: Iterable[str] = ()) -> Config:
@@ -36,13 +33,17 @@ def config_of(files: Iterable[Path], settings: Iterable[str] = ()) -> Config:
         *(yaml.safe_load(file.read_text()) for file in files),
     )
     for setting in settings:
-        key, value = setting.split("=", 1)
-        *path, last = key.split(".")
-        section = config
-        for name in path:
-            section = section[name]
-        section[last] = yaml.safe_load(value)
+        key, text = setting.split("=", 1)
+        value = yaml.safe_load(text)
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        config = overlaid(config, value)
     return config
+
+
+def plan_of(config: Config) -> Plan:
+    """What each job of a run of `config` is told; raises ConfigError for what is wrong in it."""
+    return Plan(RunSettings.of(config))
 
 
 def run_pipeline(folder: Path, config: Path, target: str, *, cores: str = "all") -> None:
@@ -58,11 +59,12 @@ def data_of(config: Config, folder: Path) -> PreparedData:
 
 
 def pool_of(
-    config: Config, folder: Path, name: str, data: PreparedData, compute: Compute
+    config: Config, folder: Path, name: PoolName, data: PreparedData, compute: Compute
 ) -> TeacherPool:
-    """The pool `name` (one of the plan's POOLS), made in `folder` where it is missing."""
-    groups = Plan(config).groups(name)
-    paths = [_made(config, folder, f"{name}/{group}") for group in groups]
+    """The pool `name`, made in `folder` where it is missing."""
+    plan = plan_of(config)
+    place = f"pools/{name}.{plan.pool_key(name)}"
+    paths = [_made(config, folder, f"{place}/{group}") for group in plan.groups(name)]
     return TeacherPool.open(paths, data, compute)
 
 

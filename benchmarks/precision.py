@@ -51,7 +51,8 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         results = json.loads((folder / f"results/{name}.json").read_text())
         settings = load(folder / f"results/{name}.apm.zarr.zip").artifact
         teachers = [
-            store.read(path, "teachers") for path in sorted(folder.glob("work/*/teachers/*.zip"))
+            store.read(path, "teachers")
+            for path in sorted(folder.glob("work/*/pools/teachers.*/*.zip"))
         ]
         store.write_json(
             done,

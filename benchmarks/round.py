@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core.methods.base import Job, State
+from apm_core.methods.base import Job
+from apm_core.methods.movers import State
 from apm_core.runtime.device import Compute, choose
 from benchmarks.measure import RESULTS, Elsewhere, machine, ratio, serve, show, together, write
 from benchmarks.workload import apm, job, spec_of, variants
@@ -31,6 +32,7 @@ def plain_update(given: Job, students: Tensor) -> Callable[[], Tensor]:
     images, classes = given.real_images()
     spec, device = given.teachers.spec, given.compute.device
     teacher, student = spec.build().to(device), spec.build().to(device)
+    torch.nn.utils.vector_to_parameters(given.teachers.vectors[0].to(device), teacher.parameters())
     size = given.segment or len(images)
 
     def update() -> Tensor:
@@ -52,11 +54,11 @@ def our_update(given: Job, students: Tensor, compute: Compute) -> Callable[[], T
     """The same by the method itself."""
     method = apm()
     given = replace(given, compute=compute)
-    state: State = method.init(given)
+    state: State = method.start(given)
     state |= {"batch": torch.arange(len(state["images"]), device=compute.device)}
     state |= {"students": students, "teacher": 0}
     method._place(state, state["batch"])
-
+    given.teachers.load(0)
     return lambda: method._image_gradient(state, "benchmark")[0]
 
 

@@ -54,7 +54,7 @@ def growth(compute: Compute) -> list[dict[str, Any]]:
             size = {**BASE, quantity: value}
             method = apm(**{key: size[key] for key in ("epochs", "checkpoints", "batch")})
             spec = spec_of(WIDTH, Shape(3, size["resolution"], size["classes"]))
-            state = method.init(job(spec, compute, size["ipc"]))
+            state = method.start(job(spec, compute, size["ipc"]))
             method.rehearse(state, compute.clock)
             seconds = min(method.rehearse(state, compute.clock)[1] for _ in range(5))
             work = operations(size, compute)

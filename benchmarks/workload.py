@@ -12,6 +12,7 @@ from apm_core.nets.base import Shape
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
 from apm_core.runtime.device import Compute
+from apm_core.settings.methods.apm import APMSettings
 from apm_core.training.recipe import Recipe
 from apm_core.training.teacher_pool import TeacherPool
 
@@ -47,19 +48,8 @@ class Noise:
 
 def apm(*, epochs: int = 250, checkpoints: int = 5, batch: int | None = None) -> APM:
     """The paper's settings, with logarithm."""
-    return APM(
-        name="apm",
-        recipe=STUDENT.with_epochs(epochs),
-        lr_images=1.0,
-        momentum_images=0.5,
-        checkpoints=checkpoints,
-        period=3,
-        batch=batch,
-        ce=0.1,
-        logarithm=True,
-        keep_batch=True,
-        augment_images=False,
-    )
+    settings = APMSettings(checkpoints=checkpoints, batch=batch, logarithm=True)
+    return APM(settings, name="apm", recipe=STUDENT.with_epochs(epochs))
 
 
 def job(
@@ -74,7 +64,17 @@ def job(
     net = spec.network(compute.device)
     net.module.eval().requires_grad_(False)
     pool = TeacherPool(spec, torch.stack([spec.fresh("teacher", i) for i in range(2)]), net)
-    return Job(Noise(spec.shape), pool, compute, ipc, 0, 2500, 0, segment, home)
+    return Job(
+        data=Noise(spec.shape),
+        pool=pool,
+        compute=compute,
+        ipc=ipc,
+        shard=0,
+        rounds=2500,
+        seed=0,
+        segment=segment,
+        home=home,
+    )
 
 
 def variants(compute: Compute) -> dict[str, Compute]:

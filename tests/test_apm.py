@@ -1,4 +1,6 @@
-"""APM against one plain autograd computation, and its bookkeeping."""
+"""APM and APMPlus against one plain autograd computation, and their bookkeeping."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,14 +9,18 @@ from torch import Tensor
 
 from apm_core.errors import ConfigError
 from apm_core.methods.apm.apm import APM
-from apm_core.methods.base import Job, State
+from apm_core.methods.apm.plus import APMPlus
+from apm_core.methods.base import Job
 from apm_core.methods.bptt import BPTT
+from apm_core.methods.movers import State
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
 from apm_core.runtime.device import Compute
 from apm_core.runtime.resume import Resume
+from apm_core.settings.methods.apm import APMPlusSettings, APMSettings
+from apm_core.settings.methods.bptt import BPTTSettings
 from apm_core.stages.distill import distill
 from apm_core.training import augment
 from apm_core.training.recipe import Recipe
@@ -53,24 +59,25 @@ def pool() -> TeacherPool:
 
 
 def job(pool: TeacherPool, *, segment: int | None = None, rounds: int = 6) -> Job:
-    return Job(Images(), pool, CPU, ipc=3, shard=0, rounds=rounds, seed=5, segment=segment)
+    return job_of(Images(), pool, ipc=3, segment=segment, rounds=rounds)
 
 
-def apm(**changed: object) -> APM:
-    options = {
-        "name": "apm",
-        "recipe": Recipe(passes=1, lr=0.02).with_epochs(10),
-        "lr_images": 1.0,
-        "momentum_images": 0.5,
-        "checkpoints": 5,
-        "period": 3,
-        "batch": None,
-        "ce": 0.1,
-        "logarithm": False,
-        "keep_batch": True,
-        "augment_images": False,
-    }
-    return APM(**{**options, **changed})
+def job_of(data: object, pool: TeacherPool, *, rounds: int = 6, **more: object) -> Job:
+    return Job(data, pool, CPU, **{"ipc": 1, "shard": 0, "seed": 5, **more}, rounds=rounds)
+
+
+RECIPE = Recipe(passes=1, lr=0.02).with_epochs(10)
+
+
+def apm(recipe: Recipe = RECIPE, *, augment_images: bool = False, **changed: object) -> APM:
+    settings = APMSettings(**changed)
+    return APM(settings, name="apm", recipe=recipe, augment_images=augment_images)
+
+
+def plus(recipe: Recipe = RECIPE, **changed: object) -> APMPlus:
+    """As published, apart from what is changed."""
+    published = {"ce": 0.1, "augment_images": False, "start": "real", "teacher_epochs": None}
+    return APMPlus(APMPlusSettings(**{**published, **changed}), name="apm_plus", recipe=recipe)
 
 
 def loss_of(
@@ -80,7 +87,6 @@ def loss_of(
     *,
     ce: float,
     logarithm: bool,
-    students: int = 1,
 ) -> Tensor:
     """Equation 4 of the paper in one expression, networks built anew."""
 
@@ -94,20 +100,20 @@ def loss_of(
     total = ce * F.cross_entropy(teacher, classes)
     for student in state["students"]:
         apart = (predict(student) - teacher).abs().mean(dim=1)
-        total = total - (apart.log() if logarithm else apart).mean() / students
+        total = total - (apart.log() if logarithm else apart).mean()
     return total
 
 
 @pytest.mark.parametrize("logarithm", [False, True])
-@pytest.mark.parametrize(("segment", "students"), [(None, 1), (1, 1), (5, 3)])
-def test_first_step_follows_the_gradient_of_the_whole_loss(pool, logarithm, segment, students):
-    method = apm(logarithm=logarithm, lr_images=0.7, students=students)
-    state = method.init(job(pool, segment=segment))
+@pytest.mark.parametrize("segment", [None, 1, 5])
+def test_first_round_follows_the_gradient_of_the_whole_loss(pool, logarithm, segment):
+    method = apm(logarithm=logarithm, lr_images=0.7)
+    state = method.start(job(pool, segment=segment))
     before = state["images"].clone()
-    figures = method.step(state, 0)
+    figures = method.round(state, 0)
 
     leaf = before.clone().requires_grad_()
-    loss = loss_of(leaf, state, pool, ce=0.1, logarithm=logarithm, students=students)
+    loss = loss_of(leaf, state, pool, ce=0.1, logarithm=logarithm)
     gradient = torch.autograd.grad(loss, leaf)[0]
 
     torch.testing.assert_close(state["images"], before - 0.7 * gradient, rtol=1e-12, atol=1e-13)
@@ -115,9 +121,9 @@ def test_first_step_follows_the_gradient_of_the_whole_loss(pool, logarithm, segm
 
 
 def run(pool: TeacherPool, method: APM, segment: int | None, rounds: int = 4) -> Tensor:
-    state = method.init(Job(Images(), pool, CPU, 4, 0, 6, 5, segment))  # 16 images
+    state = method.start(job_of(Images(), pool, ipc=4, segment=segment))  # 16 images
     for index in range(rounds):
-        method.step(state, index)
+        method.round(state, index)
     return state["images"]
 
 
@@ -136,8 +142,8 @@ def test_segments_do_not_change_the_result(pool, options):
 
 def test_the_order_of_the_checkpoints_does_not_matter(pool):
     method = apm(logarithm=True)
-    state = method.init(job(pool))
-    method.step(state, 0)
+    state = method.start(job(pool))
+    method.round(state, 0)
     gradient, _ = method._image_gradient(state, 1)
     backwards = {**state, "students": state["students"].flip(0)}
     torch.testing.assert_close(
@@ -149,9 +155,9 @@ def test_the_order_of_the_checkpoints_does_not_matter(pool):
 
 def test_augmented_images_get_the_gradient_through_the_augmentation(pool):
     method = apm(augment_images=True)
-    state = method.init(job(pool, segment=5))
+    state = method.start(job(pool, segment=5))
     before = state["images"].clone()
-    method.step(state, 0)
+    method.round(state, 0)
 
     drawn = augment.draw(method.recipe.augment, 12, streams.generator(5, "distill", 0, 0, "images"))
     leaf = before.clone().requires_grad_()
@@ -163,10 +169,10 @@ def test_augmented_images_get_the_gradient_through_the_augmentation(pool):
 
 def test_students_and_teachers_are_renewed_once_a_period(pool):
     method = apm()
-    state = method.init(job(pool))
+    state = method.start(job(pool))
     students = []
     for index in range(7):
-        method.step(state, index)
+        method.round(state, index)
         students.append(state["students"].clone())
     renewed = [i for i in range(1, 7) if not torch.equal(students[i], students[i - 1])]
     assert renewed == [3, 6]
@@ -183,11 +189,11 @@ def test_checkpoints_are_those_of_the_published_schedule(pool):
 
 def test_images_outside_the_batch_move_by_momentum_alone(pool):
     method = apm(batch=5, keep_batch=False, lr_images=2.0)
-    state = method.init(job(pool))
-    method.step(state, 0)
+    state = method.start(job(pool))
+    method.round(state, 0)
     first = set(state["batch"].tolist())
-    images, velocity = state["images"].clone(), state["velocity"].clone()
-    method.step(state, 1)
+    images, velocity = state["images"].clone(), state["images_velocity"].clone()
+    method.round(state, 1)
     left = sorted(first - set(state["batch"].tolist()))
     assert left, "the seed draws two different batches"
     expected = images[left] - 2.0 * 0.5 * velocity[left]
@@ -197,45 +203,38 @@ def test_images_outside_the_batch_move_by_momentum_alone(pool):
 def test_one_batch_serves_the_whole_period(pool):
     for keep, same in ((True, True), (False, False)):
         method = apm(batch=5, keep_batch=keep)
-        state = method.init(job(pool))
-        method.step(state, 0)
+        state = method.start(job(pool))
+        method.round(state, 0)
         first = state["batch"].clone()
-        method.step(state, 1)
+        method.round(state, 1)
         assert torch.equal(first, state["batch"]) == same
 
 
 def test_image_rate_drops_to_three_tenths_at_half_of_the_rounds(pool):
     method = apm()
-    state = method.init(job(pool, rounds=6))
-    rates = [method.step(state, index)["lr_images"] for index in range(7)]
+    state = method.start(job(pool, rounds=6))
+    rates = [method.round(state, index)["lr_images"] for index in range(7)]
     assert rates == pytest.approx([1.0] * 3 + [0.3] * 4)
 
 
-def test_students_of_a_period_differ(pool):
-    method = apm(students=2)
-    state = method.init(job(pool))
-    method.step(state, 0)
-    assert len(state["students"]) == 10 == len(torch.unique(state["students"], dim=0))
+def test_a_step_says_where_to_move_and_moves_nothing(pool):
+    method = apm(batch=5)
+    state = method.start(job(pool))
+    before, velocity = state["images"].clone(), state["images_velocity"].clone()
+    update = method.step(state, 0)
+    assert torch.equal(state["images"], before) and torch.equal(state["images_velocity"], velocity)
+    rows = update.gradients["images"]
+    assert torch.equal(rows.index, state["batch"]) and rows.values.shape == (5, 1, 8, 8)
+    assert set(update.figures) == {"match", "ce"} and update.then is None
 
 
-def test_the_product_is_the_average_of_the_images(pool):
-    method = apm(ema=0.75)
-    state = method.init(job(pool))
-    expected = state["images"].clone()
-    for index in range(3):
-        method.step(state, index)
-        expected = 0.75 * expected + 0.25 * state["images"]
-    assert not torch.allclose(expected, state["images"])
-    torch.testing.assert_close(method.finish(state).images, expected)
-
-
-def drawn_epochs(teachers: TeacherPool, **options: object) -> list[int]:
+def drawn_epochs(teachers: TeacherPool) -> list[int]:
     """The epochs of the teachers of 40 periods, after checking that those are in use."""
-    method = apm(teacher_epochs=[0, 2], period=1, **options)
-    state = method.init(Job(Digits(), teachers, CPU, ipc=1, shard=0, rounds=39, seed=5))
+    method = plus(teacher_epochs=[0, 2], period=1)
+    state = method.start(job_of(Digits(), teachers, rounds=39))
     epochs = []
     for index in range(40):
-        method.step(state, index)
+        method.round(state, index)
         epochs.append(state["epoch"])
         group, member = divmod(state["teacher"], 2)
         kept = teachers.artifacts[group].arrays["snapshots"][member, state["epoch"]]
@@ -255,37 +254,30 @@ def test_teachers_come_from_the_epochs_asked_for(teachers):
     assert set(drawn_epochs(teachers)) == {0, 1, 2}
 
 
-def test_the_range_of_epochs_expands_to_half_of_the_rounds(teachers):
-    epochs = drawn_epochs(teachers, expanding=True)
-    assert set(epochs[:10]) == {0}  # 2 * 9 / 39 of two epochs is less than one
-    assert set(epochs[10:20]) == {0, 1}
-    assert set(epochs[20:]) == {0, 1, 2}
-
-
 def test_initial_images_are_those_that_the_teachers_of_the_last_epoch_recognise(teachers, digits):
-    method = apm(start="correct", teacher_epochs=[0, 1])
-    state = method.init(Job(digits, teachers, CPU, ipc=3, shard=1, rounds=6, seed=5))
+    method = plus(start="correct", teacher_epochs=[0, 1])
+    state = method.start(job_of(digits, teachers, ipc=3, shard=1))
     kept = [one for group in teachers.artifacts for one in group.arrays["snapshots"][:, 1]]
     votes = [teachers.net.at(torch.from_numpy(one), state["images"]).argmax(1) for one in kept]
     hits = torch.stack(votes) == state["classes"]
     assert hits.any(dim=0).all() and state["classes"].bincount().tolist() == [3] * 10
     random_images, _ = digits.shard(3, 1)
     assert not torch.equal(state["images"], random_images)
-    with pytest.raises(ConfigError, match=r"start: 'best' is neither real nor correct"):
-        apm(start="best")
+    real = plus(teacher_epochs=[0, 1]).start(job_of(digits, teachers, ipc=3, shard=1))
+    assert torch.equal(real["images"], random_images)
 
 
 def test_epochs_that_the_teachers_do_not_have_are_refused(pool, teachers):
     with pytest.raises(
         ConfigError, match=r"teacher_epochs: \[1, 3\] are not epochs .* from 0 to 2"
     ):
-        apm(teacher_epochs=[1, 3]).init(Job(Digits(), teachers, CPU, 1, 0, 6, 5))
+        plus(teacher_epochs=[1, 3]).start(job_of(Digits(), teachers))
     with pytest.raises(ConfigError, match=r"teacher_epochs: \[2, 1\] are not epochs in ascending"):
-        apm(teacher_epochs=[2, 1]).init(Job(Digits(), teachers, CPU, 1, 0, 6, 5))
+        plus(teacher_epochs=[2, 1]).start(job_of(Digits(), teachers))
     for artifact in teachers.artifacts:
         del artifact.arrays["snapshots"]
     with pytest.raises(ConfigError, match=r"teacher_epochs: its teachers need snapshots: true"):
-        apm(teacher_epochs=[1, 2]).init(Job(Digits(), teachers, CPU, 1, 0, 6, 5))
+        plus(teacher_epochs=[1, 2]).start(job_of(Digits(), teachers))
 
 
 UNROLLED = {
@@ -299,37 +291,49 @@ UNROLLED = {
 }
 
 
-def with_unrolled_rounds(**changed: object) -> APM:
+def with_unrolled_rounds(**changed: object) -> APMPlus:
     recipe = Recipe(passes=1, lr=0.02, loss="soft_ce").with_epochs(10)
-    return apm(recipe=recipe, **{"unrolled": {"rounds": 2, **UNROLLED}, **changed})
+    return plus(recipe, **{"unrolled": {"rounds": 2, **UNROLLED}, **changed})
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_the_last_rounds_unroll_training_from_the_matched_images(teachers, digits, ema):
-    method = with_unrolled_rounds(teacher_epochs=[0, 1], ema=ema)
-    this = Job(digits, teachers, CPU, ipc=1, shard=0, rounds=4, seed=5)
-    state = method.init(this)
-    rates = [method.step(state, index)["lr_images"] for index in range(3)]
+def test_the_last_rounds_unroll_training_from_the_matched_images(teachers, digits):
+    method = with_unrolled_rounds(teacher_epochs=[0, 1])
+    this = job_of(digits, teachers, rounds=4)
+    state = method.start(this)
+    rates = [method.round(state, index)["lr_images"] for index in range(3)]
     assert rates == pytest.approx([1.0, 0.3, 0.3])  # half of the rounds that match predictions
-    images = state["average" if ema else "images"].clone()
+    images = state["images"].clone()
 
-    expected = BPTT(name="apm", recipe=Recipe(1, 0.02, loss="soft_ce"), batch=None, **UNROLLED)
-    expected.attach(this)
+    expected = BPTT(
+        BPTTSettings(**UNROLLED), name="apm_plus", recipe=Recipe(1, 0.02, loss="soft_ce")
+    )
+    expected.attach(replace(this, rounds=2))
     other = expected.begin(images, torch.arange(10))
     for index in (3, 4):
-        figures = method.step(state, index)
-        assert figures == pytest.approx(expected.step(other, index), rel=1e-4)
+        figures = method.round(state, index)
+        assert figures == pytest.approx(expected.round(other, index), rel=1e-4)
+        assert figures["lr_targets"] == 0.03
     shard, wanted = method.finish(state), expected.finish(other)
     torch.testing.assert_close(shard.images, wanted.images, rtol=0, atol=1e-3)
     torch.testing.assert_close(shard.targets, wanted.targets, rtol=0, atol=1e-3)
     assert shard.rate == pytest.approx(wanted.rate) and shard.rate != 0.2
 
 
+def test_rounds_that_match_predictions_are_those_of_apm(teachers, digits):
+    """With the published options, APMPlus is APM on the same stream."""
+    results = []
+    for method in (apm(), plus()):
+        state = method.start(job_of(digits, teachers, rounds=3))
+        figures = [method.round(state, index) for index in range(4)]
+        results.append((method.finish(state).images, figures))
+    assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+
 @pytest.mark.parametrize("stop_after", [2, 3, 4])
 def test_a_run_resumed_around_the_unrolled_rounds_has_the_same_bits(
     teachers, digits, tmp_path, stop_after
 ):
-    this = Job(digits, teachers, CPU, ipc=1, shard=0, rounds=4, seed=5)
+    this = job_of(digits, teachers, rounds=4)
     whole = distill(with_unrolled_rounds(), this, rounds=5)
 
     class StopError(Exception):
@@ -348,20 +352,51 @@ def test_a_run_resumed_around_the_unrolled_rounds_has_the_same_bits(
     assert found.rate == whole.rate
 
 
+def test_a_resumed_shard_is_at_home_until_its_rounds_go_through_training(teachers, digits):
+    this = job_of(digits, teachers, rounds=4, home=torch.device("cpu"))
+    method = with_unrolled_rounds()
+    state = method.start(this)
+    # a device on which nothing can be read, to see what is put there
+    other = replace(this, compute=Compute(torch.device("meta"), compile="off"))
+    for index in range(5):
+        method.round(state, index)
+        place = {
+            key: value.device.type
+            for key, value in method.placed(state, other).items()
+            if isinstance(value, Tensor)
+        }
+        unrolls = index >= 3
+        at_home = {key for key, device in place.items() if device == "cpu"}
+        assert at_home == (set() if unrolls else {"images", "images_velocity"})
+        assert ("images_first" in place) == unrolls
+
+
+def test_one_round_may_be_all_that_there_is(teachers, digits):
+    shard = distill(with_unrolled_rounds(), job_of(digits, teachers, rounds=0), rounds=1)
+    assert shard.targets.shape == (10, 10) and shard.rate != 0.2
+
+
+def test_without_rounds_the_images_are_those_of_the_start(teachers, digits):
+    shard = distill(with_unrolled_rounds(), job_of(digits, teachers, rounds=0), rounds=0)
+    assert torch.equal(shard.images, digits.shard(1, 0)[0])
+    assert shard.targets is None and shard.rate is None
+
+
 def test_unrolled_rounds_that_cannot_be_are_refused(teachers, digits):
-    with pytest.raises(ConfigError, match=r"apm\.recipe\.loss: l1 does not go with learned labels"):
-        apm(unrolled={"rounds": 2, **UNROLLED}, recipe=Recipe(1, 0.02, loss="l1").with_epochs(10))
-    with pytest.raises(ConfigError, match=r"apm\.unrolled\.rounds: these rounds learn labels and"):
-        with_unrolled_rounds(learn_rate=True)
-    with pytest.raises(ConfigError, match=r"apm\.unrolled\.rounds: 2 is more than all rounds: 1"):
-        with_unrolled_rounds().init(Job(digits, teachers, CPU, ipc=1, shard=0, rounds=1, seed=5))
+    with pytest.raises(
+        ConfigError, match=r"apm_plus\.recipe\.loss: l1 does not go with learned labels"
+    ):
+        plus(replace(RECIPE, loss="l1"), unrolled={"rounds": 2, **UNROLLED})
+    message = r"apm_plus\.unrolled\.rounds: 2 is more than all rounds: 1"
+    with pytest.raises(ConfigError, match=message):
+        with_unrolled_rounds().start(job_of(digits, teachers, rounds=1))
 
 
 def test_checkpoints_must_divide_the_epochs():
     with pytest.raises(ConfigError, match=r"checkpoints: 7 does not divide recipe\.epochs: 120"):
-        apm(recipe=Recipe(passes=1, lr=0.02).with_epochs(120), checkpoints=7)
+        apm(Recipe(passes=1, lr=0.02).with_epochs(120), checkpoints=7)
 
 
 def test_batch_larger_than_the_shard_is_refused(pool):
     with pytest.raises(ConfigError, match=r"batch: 13 is more than the 12 images"):
-        apm(batch=13).init(job(pool))
+        apm(batch=13).start(job(pool))

@@ -1,16 +1,30 @@
 """The benchmarks' own arithmetic, and that the pages show what they wrote."""
 
-import json
+from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from plan import Plan, check_schema
+import torch
 
 from apm_core import methods
+from apm_core.errors import ConfigError
 from apm_core.runtime.device import Compute
-from benchmarks import ablation, docs, measure, overhead, picture, pipeline, precision, tables
-from benchmarks.workload import CIFAR10, apm, job, spec_of
+from apm_core.settings.plan import Plan
+from benchmarks import (
+    budget,
+    chaos,
+    docs,
+    measure,
+    memory,
+    overhead,
+    picture,
+    pipeline,
+    precision,
+    tables,
+    trajectory,
+)
+from benchmarks import round as rounds
+from benchmarks.workload import CIFAR10, apm, job, spec_of, variants
 
 
 @pytest.mark.parametrize("page", docs.PAGES, ids=lambda page: page.name)
@@ -104,10 +118,12 @@ def test_a_logs_first_and_last_time_are_read(tmp_path):
 
 def test_precision_runs_are_cut_to_what_is_compared():
     preset = precision.ROOT / "presets/cifar10_cpu.yaml"
-    config = precision.compared(preset, ["distill.rounds=7", "teachers.n=1"])
-    assert (config["distill"]["rounds"], config["teachers"]["n"]) == (7, 1)
-    assert config["teachers"]["width"] == 32 and config["teachers"]["lr"] == 0.05
+    config = precision.compared(preset, ["distill.rounds=7", "teachers.n=10"])
+    assert (config["distill"]["rounds"], config["teachers"]["n"]) == (7, 10)
+    assert config["teachers"]["width"] == 32
     assert config["distill"]["methods"] == ["apm"] and config["nas"]["networks"] == 0
+    plan = pipeline.plan_of(config)
+    assert plan.protocols == [("convnet", "own")] and plan.settings.teachers.lr == 0.05
 
 
 def test_the_generated_work_has_the_real_shapes(cpu):
@@ -116,36 +132,138 @@ def test_the_generated_work_has_the_real_shapes(cpu):
     images, classes = given.real_images()
     assert images.shape == (20, *CIFAR10.image) and classes.bincount().tolist() == [2] * 10
     method = apm(epochs=5, batch=10)
-    figures = method.step(method.init(given), 0)
+    figures = method.round(method.start(given), 0)
     assert set(figures) == {"match", "ce", "lr_images"}
 
 
 def test_the_default_path_is_the_last_of_the_variants(cpu):
-    from benchmarks.workload import variants
-
     assert list(variants(cpu)) == ["float32", "float32, compiled"]
     both = variants(Compute(cpu.device, "bf16"))
     assert list(both) == ["float32", "float32, compiled", "bf16", "bf16, compiled"]
     assert both["bf16, compiled"].compile == "on"
 
 
-def variants() -> list[tuple[str, int]]:
-    plan = yaml.safe_load(ablation.VARIANTS.read_text())
-    return [
-        (name, ipc) for name, v in plan["variants"].items() for ipc in v.get("ipc", plan["ipc"])
-    ]
+def test_both_image_updates_are_the_same_gradient(cpu):
+    given, students = rounds.work(4, 2, 7, Compute(cpu.device, compile="off"))
+    ours = rounds.our_update(given, students, given.compute)()
+    torch.testing.assert_close(ours, rounds.plain_update(given, students)(), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "ipc"), variants())
-def test_every_variant_of_the_ablation_can_be_distilled(name, ipc):
-    plan = yaml.safe_load(ablation.VARIANTS.read_text())
-    variant = plan["variants"][name]
-    changes = [plan["base"], {"ipc": ipc}, plan["ipc"][ipc], variant.get("config", {})]
-    config = pipeline.overlaid(pipeline.config_of([]), *changes)
-    check_schema(
-        config, yaml.safe_load((ablation.ROOT / "workflow/schemas/config.schema.yaml").read_text())
-    )
-    methods.build(variant["method"], json.loads(Plan(config).distill(variant["method"])))
+def test_the_peak_of_rounds_and_the_time_of_the_last_period_are_measured(cpu):
+    method = apm(epochs=5, batch=10)
+    found = memory.rounds(method, job(spec_of(4), cpu, 2), 4)
+    assert found["seconds"] > 0 and found["bytes"] >= 0
+
+
+def test_the_ways_through_a_trajectory_agree(cpu):
+    ways = trajectory.ways(3, cpu, torch.float64)
+    truth = ways["unrolled"]()
+    torch.testing.assert_close(ways["exact"](), truth, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(ways["tesla"](), truth, rtol=1e-3)
+
+
+def test_settings_are_changed_at_any_depth():
+    changes = ["teachers.epochs=4", "evaluate.overrides.vgg11.epochs=7", "dataset.data_dir=x"]
+    before = pipeline.config_of([])
+    config = pipeline.config_of([], changes)
+    assert config["teachers"] == {**before["teachers"], "epochs": 4}
+    assert config["evaluate"]["overrides"] == {"vgg11": {"epochs": 7}}
+    settings = pipeline.plan_of(config).settings
+    assert (settings.dataset.data_dir, settings.dataset.name) == ("x", "cifar10")
+    with pytest.raises(ConfigError, match=r"teachers\.epoch: there is no such key"):
+        pipeline.plan_of(pipeline.config_of([], ["teachers.epoch=4"]))
+
+
+def test_the_rounds_of_a_budget_can_be_laid_over_its_config():
+    own = {"name": "log", "method": "apm", "logarithm": True}
+    listed = ["apm", "random", own, {"name": "start", "method": "log", "start_only": True}, "dm"]
+    config = pipeline.overlaid(pipeline.config_of([]), {"distill": {"methods": listed}})
+    overlay = budget.overlay_of(config, {"apm": 11, "log": 12, "dm": 13})
+    plan = pipeline.plan_of(pipeline.overlaid(config, overlay))
+    found = {name: plan.distill(name).rounds for name in plan.entries}
+    assert found == {"apm": 11, "random": None, "log": 12, "start": None, "dm": 13}
+    assert plan.entry("log").settings.logarithm
+    plain = pipeline.overlaid(config, {"distill": {"methods": ["apm", "random"]}})
+    assert budget.overlay_of(plain, {"apm": 11}) == {"methods": {"apm": {"rounds": 11}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("work/digits/data.zarr.zip", "data"),
+        ("work/digits/pools/experts.0a1b/0.zarr.zip", "teachers"),
+        ("work/digits/distill/apm.ipc2/1.zarr.zip", "shard"),
+        ("results/digits.whitening.zarr.zip", "whitening"),
+        ("results/digits_ipc4.apm.zarr.zip", "distilled set"),
+        ("results/digits_ipc4.json", "results"),
+        ("work/digits/evaluate/ipc4.apm/convnet.own.json", "scores"),
+        ("work/digits/ceiling/convnet.json", "scores"),
+        ("work/digits/nas/ipc4.apm.json", "scores"),
+        ("work/digits/nas/ipc4.apm.proxy.json", "ranking"),
+        ("work/digits/nas/reference.json", "ranking"),
+    ],
+)
+def test_the_kind_of_a_file_follows_from_its_place(tmp_path, path, kind):
+    assert chaos.kind_of(tmp_path / path) == kind
+
+
+def test_what_is_killed_and_damaged_is_a_valid_run():
+    plan = pipeline.plan_of(pipeline.config_of([chaos.CONFIG]))
+    plan.require_target("digits", "4")
+    assert chaos.TARGET == "results/digits_ipc4.json"
+    assert {plan.label_pool(name) for name in plan.entries} == {"teachers", None}
+
+
+ABLATION = measure.ROOT / "presets/ablation_cifar10_cpu.yaml"
+SWITCHED = {  # what a variant changes of the base
+    "random_base": {"start_only": True},
+    "published": {
+        "lr_images": 1.0,
+        "logarithm": False,
+        "teacher_epochs": None,
+        "labels": "teacher",
+        "label_epoch": None,
+    },
+    "published_rate": {"lr_images": 1.0},
+    "no_logarithm": {"logarithm": False},
+    "trained_teachers": {"teacher_epochs": None, "label_epoch": None},
+    "later_teachers": {"teacher_epochs": [4, 8], "label_epoch": 8},
+    "labels_of_one": {"labels": "teacher"},
+    "augmented": {"augment_images": True},
+    "cross_entropy_1": {"ce": 1.0},
+    "correct_start": {"start": "correct"},
+}
+
+
+@pytest.fixture(scope="module")
+def ablation() -> Plan:
+    return pipeline.plan_of(pipeline.config_of([ABLATION]))
+
+
+def test_the_ablation_is_judged_by_held_out_images(ablation):
+    ablation.require_target("ablation_cifar10_cpu", "10")
+    assert ablation.prepare().images.held_out == 0.1
+    assert set(ablation.entries) == {"random_hard", "base", *SWITCHED}
+    assert ablation.protocols == [("convnet", "own")]
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_a_variant_of_the_ablation_changes_what_it_is_called_after(ablation, name):
+    base, own = (ablation.entry(entry).settings.model_dump() for entry in ("base", name))
+    assert {key: value for key, value in own.items() if value != base[key]} == SWITCHED[name]
+    assert ablation.distill_pool(name) == ablation.label_pool(name) == "aligned_teachers"
+    settings = ablation.distill(name)
+    assert settings.rounds == (None if name == "random_base" else 45)
+    methods.build(settings)
+
+
+def test_the_published_variant_of_the_ablation_is_apm(ablation):
+    """But for the pool, and for options that only `apm_plus` has."""
+    plus, apm = ablation.entry("published").settings, ablation.settings.methods.apm
+    off = {"augment_images": False, "start": "real", "unrolled": plus.unrolled.model_dump()}
+    told = {"rounds": 45, "labels": "teacher"}
+    expected: dict[str, Any] = {**apm.model_dump(), **told, **off, "teacher_epochs": None}
+    assert plus.model_dump() == expected and plus.unrolled.rounds == 0
 
 
 def test_the_table_of_the_ablation_has_a_column_for_each_ipc():

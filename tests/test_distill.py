@@ -7,12 +7,17 @@ import pytest
 import torch
 
 from apm_core.errors import ConfigError, DivergenceError
-from apm_core.methods import build
-from apm_core.methods.base import Job, Method, State
+from apm_core.methods.base import Job, Method, OneShot, Shard, Update
+from apm_core.methods.movers import Momentum, State
+from apm_core.methods.selection import random_real
 from apm_core.runtime import store, streams
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
+from apm_core.settings.method import MethodSettings
+from apm_core.settings.run import RunSettings
+from apm_core.settings.stages import DistillSettings
 from apm_core.stages.distill import distill, distill_shard
+from apm_core.training.recipe import Recipe
 
 ROUNDS = 7  # R + 1
 
@@ -21,13 +26,17 @@ class Walk(Method):
     """Moves by random steps; remembers the rounds that it did and how often it was prepared."""
 
     def __init__(self, **terms: float) -> None:
+        super().__init__(MethodSettings(), name="walk", recipe=Recipe(passes=1, lr=1.0))
         self.done: list[int] = []
         self.begun, self.attached, self.terms = 0, 0, terms
+        self.movers = {"images": Momentum(0.5), "labels": Momentum(0.25, momentum=0.5)}
 
     def init(self, job: Job) -> State:
         self.begun += 1
         self.attach(job)
-        return {"images": torch.zeros(2, 1, 2, 2), "classes": torch.arange(2), "name": "x"}
+        labels = torch.zeros(2)
+        images = torch.zeros(2, 1, 2, 2)
+        return {"images": images, "labels": labels, "classes": torch.arange(2), "name": "x"}
 
     def attach(self, job: Job) -> None:
         self.job = job
@@ -36,18 +45,17 @@ class Walk(Method):
     def rehearse(self, state: State, clock) -> tuple[int, float]:
         return len(state["images"]), 0.0 * clock()
 
-    def step(self, state: State, index: int) -> dict[str, float]:
+    def step(self, state: State, index: int) -> Update:  # noqa: ARG002 - it walks blindly
         self.done.append(index)
-        state["images"] += torch.rand(
-            2, 1, 2, 2, generator=streams.generator(*self.job.stream, index)
-        )
+        step = torch.rand(2, 1, 2, 2, generator=streams.generator(*self.job.stream, index))
         bad = self.terms if index == 4 else {}
-        return {"drift": 1.0, "lr_images": 0.5, "lr_labels": 0.25, **bad}
+        gradients = {"images": -2 * step, "labels": torch.ones(2)}  # at a rate of 0.5: + step
+        return Update({"drift": 1.0, **bad}, gradients)
 
 
 @pytest.fixture
 def job(cpu):
-    return Job(None, None, cpu, ipc=1, shard=3, rounds=ROUNDS - 1, seed=5)
+    return Job(data=None, pool=None, compute=cpu, ipc=1, shard=3, rounds=ROUNDS - 1, seed=5)
 
 
 def stop_at(number: int):
@@ -113,28 +121,82 @@ def test_divergence_names_round_term_and_rates(job, tmp_path, value):
     assert resume.load()["round"] == 4
 
 
+def test_figures_that_are_not_finite_leave_the_state_as_it_was(job):
+    for value in (math.nan, math.inf):
+        method = Walk(match=value)
+        state = method.start(job)
+        for index in range(4):
+            method.round(state, index)
+        assert state["labels"].tolist() == [-0.25 * (1 + 1.5 + 1.75 + 1.875)] * 2
+        before = {k: v.clone() for k, v in state.items() if isinstance(v, torch.Tensor)}
+        assert {"images_velocity", "labels_velocity"} < before.keys()
+        figures = method.round(state, 4)
+        assert figures == {"drift": 1.0, "match": value, "lr_images": 0.5, "lr_labels": 0.25} or (
+            math.isnan(value) and math.isnan(figures["match"])
+        )
+        assert all(torch.equal(state[key], tensor) for key, tensor in before.items())
+        method.round(state, 5)
+        assert not torch.equal(state["images"], before["images"])
+
+
+class Follow(Walk):
+    """Counts what has moved, once all has."""
+
+    def step(self, state: State, index: int) -> Update:
+        update, before = super().step(state, index), dict(state)
+
+        def then(moved: State) -> None:
+            assert all(torch.equal(state[key], before[key]) for key in ("images", "labels"))
+            changed = [key for key in update.gradients if not torch.equal(moved[key], before[key])]
+            self.seen = {key: moved[key].clone() for key in changed}
+            moved["sum"] = moved["images"].sum()
+
+        return Update(update.figures, update.gradients, then)
+
+
+def test_what_follows_sees_all_that_moved_and_may_change_the_state(job):
+    method = Follow(match=math.nan)
+    state = method.start(job)
+    for index in range(4):
+        method.round(state, index)
+        assert method.seen.keys() == {"images", "labels"}
+        assert all(torch.equal(state[key], tensor) for key, tensor in method.seen.items())
+        assert state["sum"] == state["images"].sum() != 0
+    del method.seen
+    method.round(state, 4)
+    assert not hasattr(method, "seen"), "nothing follows a round that moved nothing"
+
+
+def test_a_rehearsal_leaves_the_state_alone(job):
+    method = Follow()
+    state = method.start(job)
+    before = {k: v.clone() for k, v in state.items() if isinstance(v, torch.Tensor)}
+    images, seconds = Method.rehearse(method, state, iter([1.0, 3.5]).__next__)
+    assert (images, seconds) == (2, 2.5) and method.done == [0]
+    assert state.keys() == {*before, "name"}
+    assert all(torch.equal(state[key], tensor) for key, tensor in before.items())
+
+
 @pytest.fixture
 def settings(recipe_settings):
     options = {
-        "lr_images": 1.0,
-        "momentum_images": 0.5,
         "checkpoints": 2,
-        "period": 3,
         "batch": 15,
         "ce": 0.1,
         "logarithm": True,
         "keep_batch": False,
         "augment_images": True,
+        "start": "real",
+        "teacher_epochs": None,
     }
-    return {
-        "method": "apm",
-        "options": options,
-        "ipc": 2,
-        "rounds": 5,
-        "recipe": recipe_settings,
-        "seed": 0,
-        "precision": "float32",
-    }
+    return DistillSettings(
+        method="apm_plus",
+        options=options,
+        ipc=2,
+        rounds=5,
+        recipe=recipe_settings,
+        precision="float32",
+    )
 
 
 def test_a_shard_of_apm_starts_from_real_images_and_moves_them(
@@ -151,7 +213,7 @@ def test_a_shard_of_apm_starts_from_real_images_and_moves_them(
         "teachers0": teachers.artifacts[0].content,
         "teachers1": teachers.artifacts[1].content,
     }
-    assert found.settings == settings and found.info["shard"] == 1
+    assert found.settings == settings.to_dict() and found.info["shard"] == 1
     assert found.info["seconds"] > 0 and found.info["peak_memory_bytes"] > 10**7
 
 
@@ -179,7 +241,7 @@ def test_a_shard_that_is_killed_and_resumed_has_the_same_bits(
 
 @pytest.mark.parametrize("segment", [1, 4, 15, 100])
 def test_segments_change_memory_not_results(settings, digits, teachers, cpu, tmp_path, segment):
-    settings = {**settings, "rounds": 2}
+    settings = settings.changed({"rounds": 2})
     whole = distill_shard(tmp_path / "a", settings, 0, digits, teachers, Run(cpu))
     parts = distill_shard(tmp_path / "b", settings, 0, digits, teachers, Run(cpu), segment=segment)
     np.testing.assert_allclose(parts.arrays["images"], whole.arrays["images"], atol=1e-5)
@@ -187,8 +249,8 @@ def test_segments_change_memory_not_results(settings, digits, teachers, cpu, tmp
 
 def test_shards_and_seeds_have_streams_of_their_own(settings, digits, teachers, cpu, tmp_path):
     def moved(shard: int, seed: int) -> np.ndarray:
-        settings["seed"] = seed
-        found = distill_shard(tmp_path / "a", settings, shard, digits, teachers, Run(cpu))
+        seeded = settings.changed({"seed": seed})
+        found = distill_shard(tmp_path / "a", seeded, shard, digits, teachers, Run(cpu))
         return found.arrays["images"] - digits.shard(2, shard)[0].numpy()
 
     results = [moved(0, 0), moved(1, 0), moved(0, 1)]
@@ -210,6 +272,48 @@ def test_a_shard_of_random_is_the_real_images(random_files, digits):
         assert set(shard.arrays) == {"images", "classes"}
 
 
+class Maker(OneShot):
+    """Makes grey images with labels and a rate of their own."""
+
+    def make(self, job: Job) -> Shard:
+        Maker.asked = (self.recipe, job)
+        images, classes = job.real_images()
+        if job.resume.load() is None:
+            job.resume.save({"begun": 1})
+            job.progress(1, 2, {"share": 0.5})
+        job.progress(2, 2, {"share": 1.0})
+        shade = torch.full_like(images, 0.5)
+        return Shard(shade, classes, torch.eye(10)[classes], 0.125)
+
+
+def test_a_method_without_rounds_is_asked_once_and_given_all_that_a_job_has(
+    digits, cpu, tmp_path, monkeypatch, recipe_settings
+):
+    monkeypatch.setattr(random_real, "RandomReal", Maker)
+    monkeypatch.setattr("apm_core.stages.distill.distill", None)  # no rounds
+    settings = DistillSettings(method="random", options={}, ipc=2, recipe=recipe_settings, seed=9)
+    shown, resume = [], Resume(tmp_path / "resume", "shard", every=0)
+    run = Run(cpu, resume, lambda *call: shown.append(call))
+    written = distill_shard(tmp_path / "a", settings, 1, digits, None, run, segment=7)
+    recipe, job = Maker.asked
+    assert recipe == Recipe.of(recipe_settings)
+    assert (job.resume, job.segment, job.seed, job.shard, job.rounds) == (resume, 7, 9, 1, 0)
+    assert shown == [(1, 2, {"share": 0.5}), (2, 2, {"share": 1.0})]
+    assert resume.load() == {"begun": 1}
+
+    found = store.read(tmp_path / "a", "shard")
+    classes = digits.shard(2, 1)[1]
+    np.testing.assert_array_equal(found.arrays["images"], np.full((20, 1, 8, 8), 0.5, np.float32))
+    np.testing.assert_array_equal(found.arrays["classes"], classes)
+    np.testing.assert_array_equal(found.arrays["targets"], np.eye(10, dtype=np.float32)[classes])
+    assert found.info["rate"] == 0.125 and found.content == written.content
+    assert found.settings == settings.to_dict()
+
+    distill_shard(tmp_path / "b", settings, 1, digits, None, run)
+    assert shown[2:] == [(2, 2, {"share": 1.0})], "what was saved is there"
+
+
 def test_unknown_method_is_refused_with_those_that_exist():
-    with pytest.raises(ConfigError, match="there is no method 'mm'; known: apm, apm_plus, dm"):
-        build("mm", {"options": {}})
+    message = "there is no method 'mm'; known here: apm, apm_plus, bptt, .*, random_hard$"
+    with pytest.raises(ConfigError, match=rf"distill\.methods\.1: {message}"):
+        RunSettings.of({"distill": {"methods": ["apm", "mm"]}})

@@ -62,9 +62,9 @@ def test_a_shard_in_host_memory_moves_as_one_on_the_device(segment):
     for home in (None, torch.device("cpu")):
         method = apm(epochs=5, batch=20)
         given = job(SPEC, GPU, 10, segment=segment, home=home)
-        state = method.init(given)
+        state = method.start(given)
         for index in range(4):
-            method.step(state, index)
+            method.round(state, index)
         assert state["images"].device.type == (home or GPU.device).type
         results.append(state["images"].cpu())
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
@@ -74,8 +74,8 @@ def test_peak_memory_follows_the_segment_not_the_shard():
     def peak(ipc: int, segment: int) -> int:
         memory.reset_peak(GPU)
         method = apm(epochs=5, batch=200)
-        state = method.init(job(SPEC, GPU, ipc, segment=segment, home=torch.device("cpu")))
-        method.step(state, 0)
+        state = method.start(job(SPEC, GPU, ipc, segment=segment, home=torch.device("cpu")))
+        method.round(state, 0)
         return memory.peak(GPU)
 
     assert peak(1000, 20) < 1.2 * peak(50, 20)

@@ -15,6 +15,8 @@ from apm_core.runtime import memory
 from apm_core.runtime.device import Compute
 from apm_core.runtime.memory import GB, largest_segment
 from apm_core.runtime.run import Run
+from apm_core.settings.compute import ComputeSettings
+from apm_core.settings.stages import DistillSettings
 from apm_core.stages.distill import Budget, distill_shard, home_of
 
 CPU = Compute(torch.device("cpu"), compile="off")
@@ -94,25 +96,22 @@ def test_the_peak_grows_with_what_is_held_and_starts_anew():
 @pytest.fixture
 def settings(recipe_settings):
     options = {
-        "lr_images": 1.0,
-        "momentum_images": 0.5,
         "checkpoints": 2,
         "period": 2,
-        "batch": None,
         "ce": 0.1,
         "logarithm": True,
-        "keep_batch": True,
         "augment_images": True,
+        "start": "real",
+        "teacher_epochs": None,
     }
-    return {
-        "method": "apm",
-        "options": options,
-        "ipc": 2,
-        "rounds": 4,
-        "recipe": recipe_settings,
-        "seed": 0,
-        "precision": "float32",
-    }
+    return DistillSettings(
+        method="apm_plus",
+        options=options,
+        ipc=2,
+        rounds=4,
+        recipe=recipe_settings,
+        precision="float32",
+    )
 
 
 def shard(path, settings, digits, teachers, **more):
@@ -244,6 +243,9 @@ def test_what_stays_is_on_the_device_while_it_takes_a_quarter_of_it(monkeypatch)
 
 
 def test_the_section_of_the_device_gives_the_budget():
-    options = {"memory_gb": 1.5, "gpu_memory_gb": None}
-    assert Budget.of(options, CPU) == Budget(1_500_000_000, "compute.memory_gb")
-    assert Budget.of(options, Compute(torch.device("cuda"))) is None
+    settings = ComputeSettings(memory_gb=1.5)
+    assert Budget.of(settings, CPU) == Budget(1_500_000_000, "compute.memory_gb")
+    gpu = Compute(torch.device("cuda"))
+    assert Budget.of(settings, gpu) is None
+    settings = ComputeSettings(gpu_memory_gb=8)
+    assert Budget.of(settings, gpu) == Budget(8_000_000_000, "compute.gpu_memory_gb")

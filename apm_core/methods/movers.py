@@ -26,6 +26,17 @@ class Rows:
     index: Tensor  # (B,) int64
     values: Tensor  # (B, ...)
 
+    def to(self, device: torch.device) -> "Rows":
+        """The same on `device`."""
+        return Rows(self.index.to(device), self.values.to(device))
+
+
+def whole(gradient: Tensor | Rows, tensor: Tensor) -> Tensor:
+    """The gradient of all rows of `tensor`."""
+    if isinstance(gradient, Tensor):
+        return gradient
+    return torch.zeros_like(tensor).index_copy(0, gradient.index, gradient.values)
+
 
 @dataclass(frozen=True)
 class Average:
@@ -61,16 +72,21 @@ class Mover(ABC):
         """What is remembered of a tensor at rest."""
         state = {f"{name}_{key}": value for key, value in self._memory(tensor).items()}
         if self.average:
-            zero = self.average.from_zero
-            state[f"{name}_average"] = torch.zeros_like(tensor) if zero else tensor
+            state[f"{name}_average"] = tensor.clone()
+            if self.average.from_zero:
+                state[f"{name}_average"].zero_()
+                state[f"{name}_averaged"] = torch.zeros((), dtype=torch.int64)  # rounds
         return state
 
     def move(self, state: State, name: str, gradient: Tensor | Rows, index: int) -> State:
-        """The entries of the state that round `index` changes; those at home change in place."""
+        """The entries of the state that round `index` changes; those at home may do so in place."""
+        gradient = gradient.to(state[name].device)
         moved = self._moved(state, name, gradient, self.rate_at(index))
         if self.average:
             key, share = f"{name}_average", self.average.share
             moved[key] = share * state[key] + (1 - share) * moved[name]
+            if self.average.from_zero:
+                moved[f"{name}_averaged"] = state[f"{name}_averaged"] + 1
         return moved
 
     def product(self, state: State, name: str) -> Tensor:
@@ -79,7 +95,7 @@ class Mover(ABC):
             return state[name]
         if not self.average.from_zero:
             return state[f"{name}_average"]
-        weight = 1 - self.average.share ** float(state[f"{name}_count"])
+        weight = 1 - self.average.share ** int(state[f"{name}_averaged"])
         return state[f"{name}_average"] / weight if weight else state[name]
 
     @abstractmethod
@@ -106,12 +122,14 @@ class Momentum(Mover):
         if self.at_home:  # without a copy of what may be larger than the device
             velocity *= self.momentum
             if isinstance(gradient, Rows):
-                values = gradient.values.to(velocity.device)
-                velocity[gradient.index.to(velocity.device)] += values
+                velocity[gradient.index] += gradient.values
             else:
-                velocity += gradient.to(velocity.device)
-            return {name: tensor.sub_(velocity, alpha=rate), f"{name}_velocity": velocity}
-        velocity = self.momentum * velocity + gradient
+                velocity += gradient
+            tensor.sub_(velocity, alpha=rate)
+            if self.least is not None:
+                tensor.clamp_min_(self.least)
+            return {name: tensor, f"{name}_velocity": velocity}
+        velocity = self.momentum * velocity + whole(gradient, tensor)
         tensor = tensor - rate * velocity
         if self.least is not None:
             tensor = tensor.clamp_min(self.least)
@@ -128,7 +146,7 @@ class _Adaptive(Mover):
     def _moved(self, state: State, name: str, gradient: Tensor | Rows, rate: float) -> State:
         tensor = state[name].clone()
         moments = Moments(*(state[f"{name}_{key}"].clone() for key in ("first", "second", "count")))
-        self._descend(tensor, gradient, moments, rate)
+        self._descend(tensor, whole(gradient, tensor), moments, rate)
         return {name: tensor, **{f"{name}_{key}": value for key, value in vars(moments).items()}}
 
     @abstractmethod

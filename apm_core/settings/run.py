@@ -33,6 +33,12 @@ class NamedEntry(Section):
         None, "a method, or an earlier entry, whose settings it has; null: that of its name"
     )
 
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What it says; a null among the settings is one of them."""
+        found = self.model_dump(exclude_unset=True)
+        return {k: v for k, v in found.items() if k != "method" or v is not None}
+
 
 class Distill(Section):
     """What is distilled."""
@@ -106,7 +112,7 @@ class RunSettings(Section):
         found: dict[str, Entry] = {}
         for number, item in enumerate(self.distill.methods):
             place = f"distill.methods.{number}"
-            stated = {"name": item} if isinstance(item, str) else item.model_dump(exclude_none=True)
+            stated = {"name": item} if isinstance(item, str) else item.stated
             name = stated["name"]
             if name in RESERVED:
                 raise ConfigError(
@@ -129,7 +135,7 @@ class RunSettings(Section):
         elif base in methods():
             method, settings = base, getattr(self.methods, base)
         else:
-            known = [*methods(), *ready_entries(), *earlier]
+            known = list(dict.fromkeys([*methods(), *ready_entries(), *earlier]))
             raise ConfigError(f"config: {place}: there is no method {base!r}; {hint(base, known)}")
         changes = check(changes, type(settings), place)
         return Entry(name, method, settings.changed(changes))

@@ -87,10 +87,7 @@ class APMPlus(Method):
         """One round of the one kind or the other; the first through training takes over."""
         if index <= self.last:
             return super().round(state, index)
-        if index == self.last + 1:
-            ours = self._handed_over(state)
-        else:
-            ours = {**state, "images": state["images"].to(self.job.compute.device)}
+        ours = dict(state) if "targets" in state else self._handed_over(state)
         figures = self.unrolled.round(ours, index)
         state |= ours
         return figures
@@ -103,6 +100,11 @@ class APMPlus(Method):
             _, other = self.unrolled.rehearse(self._handed_over(state), clock)
             seconds += share * (other - seconds)
         return images, seconds
+
+    def placed(self, state: State, job: Job) -> State:
+        """The rounds through training have all on the device."""
+        rounds = self.unrolled if "targets" in state else self.matching
+        return rounds.placed(state, job)
 
     def finish(self, state: State) -> Shard:
         """The images, with labels and rate where these were learned."""

@@ -1,6 +1,6 @@
 """DM, DC and DSA against their formulas, written out with other means."""
 
-import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,15 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core import methods
 from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, State
+from apm_core.methods import build
+from apm_core.methods.base import Job
 from apm_core.methods.dc import DC, matching_distance
 from apm_core.methods.dm import DM
+from apm_core.methods.movers import State
 from apm_core.methods.shared.real_classes import RealClasses, siamese
 from apm_core.nets.spec import Spec
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
+from apm_core.settings.method import methods
+from apm_core.settings.stages import DistillSettings
+from apm_core.settings.training import Network, RecipeSettings
 from apm_core.stages.distill import distill_shard
 from apm_core.training import augment
 from apm_core.training.recipe import Recipe
@@ -31,27 +35,16 @@ def job(digits, cpu) -> Job:
     return Job(digits, None, cpu, ipc=2, shard=1, rounds=5, seed=7, network=spec)
 
 
-def dm(**changed: object) -> DM:
-    return DM(
-        **{"name": "dm", "recipe": RECIPE, "lr_images": 0.5}
-        | {"momentum_images": 0.5, "batch_real": 9}
-        | changed
-    )
+def dm(recipe: Recipe = RECIPE, **changed: object) -> DM:
+    settings = methods()["dm"].changed({"lr_images": 0.5, "batch_real": 9, **changed})
+    return DM(settings, name="dm", recipe=recipe)
 
 
-def dc(**changed: object) -> DC:
-    options = {
-        "name": "dsa",
-        "recipe": RECIPE,
-        "lr_images": 0.1,
-        "momentum_images": 0.5,
-        "batch_real": 9,
-        "outer_loops": 3,
-        "inner_epochs": 2,
-        "lr_network": 0.01,
-        "start": "real",
-    }
-    return DC(**{**options, **changed})
+SHORT = {"batch_real": 9, "outer_loops": 3, "inner_epochs": 2}
+
+
+def dc(recipe: Recipe = RECIPE, **changed: object) -> DC:
+    return DC(methods()["dsa"].changed({**SHORT, **changed}), name="dsa", recipe=recipe)
 
 
 def network(job: Job, vector: Tensor) -> nn.Module:
@@ -61,10 +54,10 @@ def network(job: Job, vector: Tensor) -> nn.Module:
 
 
 def stepped(method, job: Job, rounds: int = 1) -> tuple[Tensor, State, dict[str, float]]:
-    state = method.init(job)
+    state = method.start(job)
     before = state["images"].clone()
     for index in range(rounds):
-        figures = method.step(state, index)
+        figures = method.round(state, index)
     return before, state, figures
 
 
@@ -107,12 +100,10 @@ def test_dm_follows_the_gradient_of_its_loss(job):
 
 
 def test_dm_brings_the_means_together(job):
-    method = dm(
-        batch_real=100, lr_images=1.0, recipe=RECIPE.__class__(passes=1, lr=1, augment="none")
-    )
-    state, found = method.init(job), []
+    method = dm(Recipe(passes=1, lr=1, augment="none"), batch_real=100, lr_images=1.0)
+    state, found = method.start(job), []
     for index in range(40):
-        found.append(method.step(state, index)["distance"])
+        found.append(method.round(state, index)["distance"])
     assert np.mean(found[-5:]) < 0.5 * np.mean(found[:5])
 
 
@@ -131,7 +122,7 @@ def test_matching_distance_is_one_minus_the_cosine_of_each_row():
 @pytest.mark.parametrize("strategy", [STRATEGY, "none"])
 def test_dsa_follows_the_gradient_of_its_distance(job, strategy):
     recipe = Recipe(passes=1, lr=0.01, loss="ce", augment=strategy)
-    before, state, figures = stepped(dc(recipe=recipe), job)
+    before, state, figures = stepped(dc(recipe), job)
     stream, leaf = (*job.stream, 0), before.clone().requires_grad_()
     net, real = network(job, job.spec.fresh(*stream, "network")), RealClasses(job)
     weights = [p for p in net.parameters() if p.ndim >= 2]
@@ -157,9 +148,9 @@ def test_dsa_follows_the_gradient_of_its_distance(job, strategy):
 
 def test_a_network_lives_for_its_outer_loops_and_is_trained_between(job):
     method = dc()
-    state, vectors = method.init(job), []
+    state, vectors = method.start(job), []
     for index in range(4):
-        method.step(state, index)
+        method.round(state, index)
         vectors.append(state["network"].clone())
     fresh = [job.spec.fresh(*job.stream, index, "network") for index in (0, 3)]
     assert not torch.equal(vectors[0], fresh[0]) and not torch.equal(vectors[0], vectors[1])
@@ -169,31 +160,39 @@ def test_a_network_lives_for_its_outer_loops_and_is_trained_between(job):
 
 def test_dc_starts_from_noise_and_dsa_from_real_images(job, digits):
     images, classes = digits.shard(2, 1)
-    assert torch.equal(dc().init(job)["images"], images)
-    noise = dc(start="noise").init(job)
+    assert torch.equal(dc().start(job)["images"], images)
+    noise = dc(start="noise").start(job)
     assert torch.equal(noise["classes"], classes)
     assert abs(float(noise["images"].mean())) < 0.1 and 0.9 < float(noise["images"].std()) < 1.1
 
 
+def test_the_network_is_trained_on_the_moved_images(job):
+    method = dc()
+    state = method.start(job)
+    method.round(state, 0)
+    stream, trainer = (*job.stream, 0), method.trainer
+    method.examples.images.copy_(state["images"])
+    trainer.fit(job.spec.fresh(*stream, "network"), *stream)
+    assert torch.equal(trainer.net.snapshot(), state["network"])
+
+
 @pytest.mark.parametrize("name", ["dm", "dc", "dsa"])
 def test_shards_have_the_same_bits_after_a_resume(name, digits, cpu, tmp_path):
-    options = {"lr_images": 0.1, "momentum_images": 0.5, "batch_real": 9}
+    options = {"lr_images": 0.1, "batch_real": 9}
     if name != "dm":
-        options |= {"outer_loops": 2, "inner_epochs": 1, "lr_network": 0.01, "start": "real"}
-    recipe = {"epochs": 3, "lr": 0.01, "batch": 16, "momentum": 0.9, "weight_decay": 5e-4}
-    settings = {
-        "method": name,
-        "options": options,
-        "ipc": 1,
-        "rounds": 4,
-        "recipe": {**recipe, "loss": "ce", "augment": STRATEGY, "drop_momentum": True},
-        "network": "convnet",
-        "width": 4,
-        "depth": 1,
-        "seed": 0,
-        "precision": "float32",
-    }
-    assert methods.build(name, json.loads(json.dumps(settings)))
+        options |= {"outer_loops": 2, "inner_epochs": 1, "start": "real"}
+    recipe = RecipeSettings(
+        epochs=3, lr=0.01, batch=16, loss="ce", augment=STRATEGY, drop_momentum=True
+    )
+    settings = DistillSettings(
+        method=name,
+        options=options,
+        ipc=1,
+        rounds=4,
+        recipe=recipe,
+        network=Network(width=4, depth=1),
+        precision="float32",
+    )
     unbroken = distill_shard(tmp_path / "a", settings, 0, digits, None, Run(cpu))
 
     def stop(done: int, total: int, figures: dict[str, float]) -> None:
@@ -209,16 +208,14 @@ def test_shards_have_the_same_bits_after_a_resume(name, digits, cpu, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["dc", "dsa"])
-def test_messages_name_the_method_that_runs(name, recipe_settings):
-    options = {
-        "lr_images": 0.1,
-        "momentum_images": 0.5,
-        "batch_real": 9,
-        "outer_loops": 3,
-        "inner_epochs": 2,
-        "lr_network": 0.01,
-        "start": "both",
-    }
-    with pytest.raises(ConfigError, match=rf"^methods\.{name}\.start: 'both' is neither real"):
-        methods.build(name, {"options": options, "recipe": recipe_settings})
+@pytest.mark.parametrize(("name", "start"), [("dc", "noise"), ("dsa", "real")])
+def test_both_names_are_one_class_with_settings_of_their_own(name, start, recipe_settings):
+    settings = DistillSettings(method=name, options={}, ipc=1, recipe=recipe_settings)
+    method = build(settings)
+    assert type(method) is DC and method.settings.start == start
+    assert method.key("start") == f"methods.{name}.start"
+
+
+def test_dm_needs_an_embedding(job):
+    with pytest.raises(ConfigError, match=r"^methods\.dm: vit has no embedding: use convnet"):
+        dm().start(replace(job, network=Spec("vit", job.spec.shape)))
