@@ -140,7 +140,10 @@ def _one_line(error: Any, place: tuple[str, ...]) -> str:  # noqa: ANN401 - a Va
     value = error.instance
     if error.validator == "type" and isinstance(value, str) and _is_number(value):
         message += f" (YAML reads {value} as text: write {float(value):.1e} with a point)"
-    meaning = ", ".join(filter(None, [error.schema.get("description"), bounds(error.schema)]))
+    description = error.schema.get("description", "").partition("\n")[
+        0
+    ]  # of a section: a docstring
+    meaning = ", ".join(filter(None, [description, bounds(error.schema)]))
     return message + (f"; {meaning}" if meaning else "")
 
 
