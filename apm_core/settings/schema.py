@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import yaml
@@ -42,6 +43,7 @@ class _Generator(GenerateJsonSchema):
         return {"enum": super().literal_schema(schema).get("enum", list(schema["expected"]))}
 
 
+@cache
 def schema_of(model: type[BaseModel]) -> Schema:
     """The JSON schema of `model`, its shared definitions under $defs."""
     found = model.model_json_schema(schema_generator=_Generator)
