@@ -176,16 +176,16 @@ def test_a_set_that_no_rate_suits_is_reported(real_set, digits, cpu, searched):
 
 
 def test_an_interrupted_search_is_continued(real_set, digits, cpu, searched, tmp_path, monkeypatch):
-    unbroken, tried, seen = evaluate(real_set, digits, searched, Run(cpu)), rate_search.tried, []
+    unbroken, seen = evaluate(real_set, digits, searched, Run(cpu)), []
 
     def counted(trainer, spec, rate, *given, **options):
         seen.append(rate)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return tried(trainer, spec, rate, *given, **options)
+        return rate_search.accuracy_at(trainer, spec, rate, *given, **options)
 
     resume = Resume(tmp_path, searched.to_dict(), every=0)
-    monkeypatch.setattr("apm_core.stages.evaluate.tried", counted)
+    monkeypatch.setattr("apm_core.stages.evaluate.accuracy_at", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(real_set, digits, searched, Run(cpu, resume))
     assert scores(evaluate(real_set, digits, searched, Run(cpu, resume))) == scores(unbroken)

@@ -182,7 +182,7 @@ def test_proxies_are_trained_by_the_recipe_of_the_set(real_set, digits, cpu, set
 
 def test_the_reference_learns_the_digits(digits, cpu, settings):
     ranked, training = {"networks": 1, "stem": 8}, {"batch": 64}
-    changes = {"ranked": ranked, "training": training, "seeds": 1, "augment": "none"}
+    changes = {"ranked": ranked, "training": training, "augment": "none"}
     result = train_reference(digits, settings.changed(changes), Run(cpu))
     assert len(result["accuracies"]) == 1
     assert result["accuracies"][0][0] > 30
