@@ -33,7 +33,7 @@ def accuracy_at(
 
 
 def best_rate(rates: Sequence[float], accuracies: Sequence[float | None]) -> float:
-    """The rate with the highest accuracy; raises DivergenceError when it diverged at each."""
+    """The rate with the highest accuracy; raises DivergenceError when each diverged."""
     pairs = zip(rates, accuracies, strict=True)
     finished = [(accuracy, rate) for rate, accuracy in pairs if accuracy is not None]
     if not finished:
