@@ -11,16 +11,18 @@ from apm_core import scores
 from apm_core.distilled import DistilledSet
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store
+from apm_core.settings.stages import CollectSettings
 from apm_core.settings.text import fingerprint
 from apm_core.stages.collect import collect, summarize_folder
 from apm_core.training.recipe import Recipe
 
-SETTINGS = {"ipc": 2, "seed": 4, "dataset": {"name": "toys"}}
+RECORD = {"ipc": 2, "seed": 4, "dataset": {"name": "toys"}}
+SETTINGS = CollectSettings(ipc=2, seed=4, record=RECORD)
 COSTS = {
     "apm": {"teacher_seconds": 100.0, "distill_seconds": 50.0, "peak_memory_bytes": 7},
     "random": {"teacher_seconds": 100.0, "distill_seconds": 0.5, "peak_memory_bytes": 3},
 }
-# (method, network, protocol) -> runs
+# (entry, network, protocol) -> runs
 RUNS = {
     ("apm", "convnet", "own"): [60.0, 64.0],
     ("apm", "vgg11", "own"): [50.0, 50.0],
@@ -44,15 +46,15 @@ NAS = {
 DATA = "d" * 64
 
 
-def measured(method: str) -> dict[str, str]:
-    """What the networks of a method were trained and tested on."""
-    return {"data": DATA, "distilled": method * 9}
+def made_from(entry: str) -> dict[str, str]:
+    """What the networks of an entry were trained and tested on."""
+    return {"data": DATA, "distilled": entry * 9}
 
 
-def distilled_set(method: str) -> DistilledSet:
+def distilled_set(entry: str) -> DistilledSet:
     """Two grey images of each of three classes."""
-    info = {**COSTS[method], "device": "cpu", "precision": "float32", "real_bytes": 6000}
-    artifact = store.Artifact("distilled set", {}, {}, {"data": DATA}, info, method * 9)
+    info = {**COSTS[entry], "device": "cpu", "precision": "float32", "real_bytes": 6000}
+    artifact = store.Artifact("distilled set", {}, {}, {"data": DATA}, info, entry * 9)
     return DistilledSet(
         images=torch.zeros(6, 1, 4, 4),
         classes=torch.arange(3).repeat(2),
@@ -65,8 +67,15 @@ def distilled_set(method: str) -> DistilledSet:
     )
 
 
-def score(runs: list[float]) -> dict:
-    return {**scores.summarize(runs), "seconds": 2.0 * len(runs), "recipe": {"lr": 0.1}}
+def figures(runs: list[float], *, stage: str = "evaluate", **measured: str) -> dict:
+    """The figures of a score file."""
+    return {
+        "measured": {"stage": stage, **measured},
+        "metrics": {"accuracy": scores.summarize(runs)},
+        "seconds": 2.0 * len(runs),
+        "recipe": {"lr": 0.1},
+        "rates": [],
+    }
 
 
 @pytest.fixture
@@ -74,16 +83,19 @@ def files(tmp_path):
     """Score files as the workflow lays them down."""
     work = tmp_path / "work" / "toys"
     found = [work / "ceiling" / "convnet.json", work / "nas" / "ipc2.apm.json"]
-    store.write_json(found[0], "ceiling", score([80.0, 84.0]), {"data": DATA})
-    store.write_json(found[1], "agreement", NAS, measured("apm"))
-    for (method, network, protocol), runs in RUNS.items():
-        found.append(work / "evaluate" / f"ipc2.{method}" / f"{network}.{protocol}.json")
-        store.write_json(found[-1], "evaluation", score(runs), measured(method))
+    full = figures([80.0, 84.0], stage="ceiling", network="convnet")
+    store.write_json(found[0], "scores", full, {"data": DATA})
+    agreement = {"measured": {"stage": "nas", "entry": "apm"}, **NAS}
+    store.write_json(found[1], "scores", agreement, made_from("apm"))
+    for (entry, network, protocol), runs in RUNS.items():
+        found.append(work / "evaluate" / f"ipc2.{entry}" / f"{network}.{protocol}.json")
+        what = figures(runs, entry=entry, network=network, protocol=protocol)
+        store.write_json(found[-1], "scores", what, made_from(entry))
     return found
 
 
-def results(files, *methods: str) -> dict:
-    sets = {method: distilled_set(method) for method in methods or ("apm", "random")}
+def results(files, *entries: str) -> dict:
+    sets = {entry: distilled_set(entry) for entry in entries or ("apm", "random")}
     return collect("toys", SETTINGS, sets, files)
 
 
@@ -94,8 +106,8 @@ def test_the_run_describes_itself(files):
         "dataset": "toys",
         "ipc": 2,
         "seed": 4,
-        "settings": SETTINGS,
-        "fingerprint": fingerprint(SETTINGS),
+        "settings": RECORD,
+        "fingerprint": fingerprint(RECORD),
         "data_fingerprint": "d" * 64,
         "versions": store.versions(),
         "device": "cpu",
@@ -166,26 +178,69 @@ def test_robust_scores_need_all_their_accuracies(files):
     assert without(".hard.json")["lrs"] is None and without(".hard.json")["ars"] is not None
     assert without("ceiling")["lrs"] is None and without("ceiling")["ars"] is not None
     assert without(".plain.json")["ars"] is None and without(".plain.json")["lrs"] is not None
-    alone = results(files, "apm")["methods"]["apm"]
+    own = [file for file in files if "random" not in str(file)]
+    alone = results(own, "apm")["methods"]["apm"]
     assert alone["lrs"] is None and alone["ars"] is None
 
 
-def test_files_of_other_sets_are_left_alone(files, tmp_path):
+def test_files_say_themselves_what_they_measured(files, tmp_path):
+    expected = results(files)
+    misplaced = [
+        file.rename(tmp_path / f"ceiling.{number}.own")
+        for number, file in enumerate(reversed(files))
+    ]
+    assert results(misplaced) == expected
+    assert expected["methods"]["apm"]["accuracy"]["convnet"]["mean"] == 62.0
+
+
+@pytest.mark.parametrize(
+    ("protocol", "prefix"), [("own", ""), ("hard", "hard_label_"), ("plain", "plain_")]
+)
+def test_a_metric_that_nothing_here_knows_is_passed_on(files, protocol, prefix):
+    [file] = [one for one in files if one.match(f"ipc2.apm/convnet.{protocol}.json")]
+    what, inputs = store.read_json(file, "scores")
+    what["metrics"]["top5"] = scores.summarize([90.0, 94.0])
+    before = results(files)
+    store.write_json(file, "scores", what, inputs)
+    found = results(files)
+    score = {**scores.summarize([90.0, 94.0]), "lr": 0.1}
+    assert found["methods"]["apm"].pop(f"{prefix}top5") == {"convnet": score}
+    assert found == before
+
+
+def test_a_network_and_an_entry_that_nothing_here_knows_are_passed_on(files, tmp_path):
+    what = figures([70.0], entry="apm", network="mixer", protocol="own")
+    store.write_json(tmp_path / "one.json", "scores", what, made_from("apm"))
+    found = results([*files, tmp_path / "one.json"])["methods"]["apm"]["accuracy"]["mixer"]
+    assert found == {**scores.summarize([70.0]), "lr": 0.1, "recovery": None}
+    sets = {"wide_apm": distilled_set("apm"), "random": distilled_set("random")}
+    what = figures([71.0], entry="wide_apm", network="convnet", protocol="own")
+    store.write_json(tmp_path / "two.json", "scores", what, made_from("apm"))
+    kept = [file for file in files if "apm" not in str(file.relative_to(tmp_path))]
+    found = collect("toys", SETTINGS, sets, [*kept, tmp_path / "two.json"])["methods"]
+    assert list(found) == ["wide_apm", "random"]
+    assert found["wide_apm"]["accuracy"]["convnet"]["mean"] == 71.0
+
+
+def test_files_of_other_sets_are_refused(files, tmp_path):
     other = tmp_path / "work/toys/evaluate/ipc20.apm/convnet.own.json"
-    store.write_json(other, "evaluation", score([1.0]), measured("other"))
-    assert results([*files, other])["methods"] == results(files)["methods"]
+    for entry in ("apm", "other"):
+        what = figures([1.0], entry=entry, network="convnet", protocol="own")
+        store.write_json(other, "scores", what, made_from("other"))
+        message = f"{other}: was measured on another set or other data: delete {other} and run"
+        with pytest.raises(ArtifactError, match=message):
+            results([*files, other])
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_score_files_of_another_run_are_refused(files, number):
-    kind = ("ceiling", "agreement", "evaluation")[number]
-    figures, inputs = store.read_json(files[number], kind)
+    what, inputs = store.read_json(files[number], "scores")
     for role in inputs:
-        store.write_json(files[number], kind, figures, {**inputs, role: "f" * 64})
+        store.write_json(files[number], "scores", what, {**inputs, role: "f" * 64})
         with pytest.raises(ArtifactError, match="json: was measured on another set or other data"):
             results(files)
-    store.write_json(files[number], "results", figures, inputs)
-    with pytest.raises(ArtifactError, match=f"its kind is 'results', expected '{kind}'"):
+    store.write_json(files[number], "results", what, inputs)
+    with pytest.raises(ArtifactError, match="its kind is 'results', expected 'scores'"):
         results(files)
 
 
@@ -198,7 +253,8 @@ def test_damaged_score_files_are_refused(files):
 def test_the_summary_has_one_line_per_method_of_every_run(files, tmp_path):
     folder = tmp_path / "results"
     store.write_json(folder / "toys_ipc2.json", "results", results(files))
-    kept = [file for file in files if "vgg11" not in file.name]
+    of_apm = [one for one in files if "apm" in str(one.relative_to(tmp_path))]
+    kept = [one for one in files if one not in of_apm and "vgg11" not in one.name]
     store.write_json(folder / "toys_ipc1.json", "results", results(kept, "random"))
     summarize_folder(folder)
     with (folder / "summary.csv").open(newline="") as file:

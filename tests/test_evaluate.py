@@ -1,6 +1,7 @@
 """Networks trained on a distilled set, under every protocol, against the same by hand."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -9,34 +10,40 @@ from apm_core.errors import DivergenceError
 from apm_core.nets.spec import Spec
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
-from apm_core.stages.evaluate import PROTOCOLS, ceiling, evaluate, protocol_recipe
+from apm_core.settings.evaluation import Protocol
+from apm_core.settings.stages import CeilingSettings, EvaluateSettings
+from apm_core.settings.training import Network
+from apm_core.stages.evaluate import ceiling, evaluate, protocol_recipe
 from apm_core.training import rate_search
 from apm_core.training.inference import accuracy
 from apm_core.training.recipe import Recipe, teacher_recipe
 from apm_core.training.trainer import Trainer
 
 RECIPE = Recipe(passes=3, lr=0.5, batch=7, drop_momentum=True, loss="soft_ce", augment="crop")
-TIMES = ("seconds", "recipe")
+PROTOCOLS = get_args(Protocol)
 
 
 @pytest.fixture
 def settings():
-    return {
-        "protocol": "own",
-        "epochs": 12,
-        "networks": 2,
-        "lr": 0.04,
-        "rates": [],
-        "network": "convnet",
-        "width": 6,
-        "depth": 1,
-        "precision": "float32",
-        "seed": 3,
-    }
+    return EvaluateSettings(
+        protocol="own",
+        epochs=12,
+        networks=2,
+        lr=0.04,
+        rates=[],
+        network=Network(width=6, depth=1),
+        precision="float32",
+        seed=3,
+    )
 
 
 def scores(result: dict) -> dict:
-    return {key: value for key, value in result.items() if key not in TIMES}
+    """All but the time, which differs from run to run."""
+    return {key: value for key, value in result.items() if key != "seconds"}
+
+
+def runs(result: dict) -> list[float]:
+    return result["metrics"]["accuracy"]["runs"]
 
 
 def by_hand(spec: Spec, recipe: Recipe, examples: Examples, data, cpu, *stream) -> float:
@@ -46,9 +53,11 @@ def by_hand(spec: Spec, recipe: Recipe, examples: Examples, data, cpu, *stream) 
     return accuracy(one.net, data.examples("test", cpu), cpu)
 
 
-def test_protocols_change_labels_loss_and_augmentation_alone():
+def test_protocols_change_labels_loss_and_augmentation_alone(settings):
     found = {
-        name: protocol_recipe(RECIPE, {"protocol": name, "lr": 0.1, "epochs": 100})
+        name: protocol_recipe(
+            RECIPE, settings.changed({"protocol": name, "lr": 0.1, "epochs": 100})
+        )
         for name in PROTOCOLS
     }
     own = replace(RECIPE, lr=0.1, passes=101, drop=52)
@@ -59,16 +68,15 @@ def test_protocols_change_labels_loss_and_augmentation_alone():
     }
 
 
-def test_without_a_learning_rate_that_of_the_set_is_used():
-    settings = {"protocol": "own", "lr": None, "epochs": 100}
-    assert protocol_recipe(RECIPE, settings).lr == RECIPE.lr
+def test_without_a_learning_rate_that_of_the_set_is_used(settings):
+    assert protocol_recipe(RECIPE, settings.changed({"lr": None})).lr == RECIPE.lr
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_network_is_its_stream_and_the_recipe_of_the_set(
     real_set, digits, cpu, settings, protocol
 ):
-    settings["protocol"] = protocol
+    settings = settings.changed({"protocol": protocol})
     result = evaluate(real_set, digits, settings, Run(cpu))
     recipe = protocol_recipe(real_set.recipe, settings)
     assert (recipe.passes, recipe.lr, recipe.drop) == (13, 0.04, 7)
@@ -77,32 +85,44 @@ def test_each_network_is_its_stream_and_the_recipe_of_the_set(
     spec = Spec("convnet", digits.shape, 6, 1)
     stream = (3, "evaluate", protocol, "convnet")
     expected = [by_hand(spec, recipe, examples, digits, cpu, *stream, n) for n in range(2)]
-    assert result["runs"] == expected
-    assert result["mean"] == pytest.approx(sum(expected) / 2)
-    assert result["std"] == pytest.approx(abs(expected[0] - expected[1]) / 2**0.5)
-    assert result["n"] == 2 and result["seconds"] > 0
-    assert result["recipe"] == recipe.to_dict()
+    assert set(result["metrics"]) == {"accuracy"}
+    accuracies = result["metrics"]["accuracy"]
+    assert accuracies["runs"] == expected
+    assert accuracies["mean"] == pytest.approx(sum(expected) / 2)
+    assert accuracies["std"] == pytest.approx(abs(expected[0] - expected[1]) / 2**0.5)
+    assert accuracies["n"] == 2 and result["seconds"] > 0
+    assert result["recipe"] == recipe.to_dict() and result["rates"] == []
+    assert result["measured"] == {
+        "stage": "evaluate",
+        "entry": "random",
+        "network": "convnet",
+        "protocol": protocol,
+    }
 
 
 def test_networks_differ_and_more_of_them_leave_the_first_as_they_were(
     real_set, digits, cpu, settings
 ):
     few = evaluate(real_set, digits, settings, Run(cpu))
-    many = evaluate(real_set, digits, {**settings, "networks": 4}, Run(cpu))
-    assert many["runs"][:2] == few["runs"]
-    assert len(set(many["runs"])) > 2
+    many = evaluate(real_set, digits, settings.changed({"networks": 4}), Run(cpu))
+    assert runs(many)[:2] == runs(few)
+    assert len(set(runs(many))) > 2
 
 
 def test_an_evaluation_is_reproducible_and_follows_its_seed(real_set, digits, cpu, settings):
     first = evaluate(real_set, digits, settings, Run(cpu))
     assert scores(evaluate(real_set, digits, settings, Run(cpu))) == scores(first)
-    assert evaluate(real_set, digits, {**settings, "seed": 4}, Run(cpu))["runs"] != first["runs"]
+    other = evaluate(real_set, digits, settings.changed({"seed": 4}), Run(cpu))
+    assert runs(other) != runs(first)
 
 
 def test_other_architectures_can_be_evaluated(real_set, digits, cpu, settings):
-    vit = {**settings, "network": "vit", "width": None, "depth": None, "networks": 1, "epochs": 2}
+    network = {"network": "vit", "width": None, "depth": None}
+    vit = settings.changed({"network": network, "networks": 1, "epochs": 2})
     result = evaluate(real_set, digits, vit, Run(cpu))
-    assert result["n"] == 1 and 0 <= result["mean"] <= 100
+    accuracies = result["metrics"]["accuracy"]
+    assert accuracies["n"] == 1 and 0 <= accuracies["mean"] <= 100
+    assert result["measured"]["network"] == "vit"
     assert scores(evaluate(real_set, digits, vit, Run(cpu))) == scores(result)
 
 
@@ -113,7 +133,7 @@ def test_an_interrupted_evaluation_is_continued(real_set, digits, cpu, settings,
         if done > 17:  # the fifth pass of the second network
             raise KeyboardInterrupt
 
-    resume = Resume(tmp_path, settings, every=0)
+    resume = Resume(tmp_path, settings.to_dict(), every=0)
     with pytest.raises(KeyboardInterrupt):
         evaluate(real_set, digits, settings, Run(cpu, resume, kill))
     result = evaluate(
@@ -125,7 +145,7 @@ def test_an_interrupted_evaluation_is_continued(real_set, digits, cpu, settings,
 
 @pytest.fixture
 def searched(settings):
-    return {**settings, "rates": [0.01, 5.0, 1.0, 1e30]}
+    return settings.changed({"rates": [0.01, 5.0, 1.0, 1e30]})
 
 
 def test_the_best_rate_on_training_images_is_used(real_set, digits, cpu, searched):
@@ -137,7 +157,7 @@ def test_the_best_rate_on_training_images_is_used(real_set, digits, cpu, searche
     )
     stream = (3, "evaluate", "own")
     real, found = digits.examples("train", cpu).some(rate_search.REAL, *stream, "real"), {}
-    for factor in searched["rates"][:3]:
+    for factor in searched.rates[:3]:
         one = Trainer(spec.network(cpu.device), recipe, cpu, examples, networks=1)
         name, lr = (*stream, "convnet", "rate"), factor * recipe.lr
         one.fit(spec.fresh(*name, "network"), *name, lr=lr)
@@ -147,41 +167,46 @@ def test_the_best_rate_on_training_images_is_used(real_set, digits, cpu, searche
     used = max(found, key=found.__getitem__)
     assert used != recipe.lr and result["recipe"] == replace(recipe, lr=used).to_dict()
     given = (spec, replace(recipe, lr=used), examples, digits, cpu)
-    assert result["runs"] == [by_hand(*given, *stream, "convnet", n) for n in range(2)]
+    assert runs(result) == [by_hand(*given, *stream, "convnet", n) for n in range(2)]
 
 
 def test_a_set_that_no_rate_suits_is_reported(real_set, digits, cpu, searched):
     with pytest.raises(DivergenceError, match=r"at every rate \(4e\+28\): lower the learning rate"):
-        evaluate(real_set, digits, {**searched, "rates": [1e30]}, Run(cpu))
+        evaluate(real_set, digits, searched.changed({"rates": [1e30]}), Run(cpu))
 
 
 def test_an_interrupted_search_is_continued(real_set, digits, cpu, searched, tmp_path, monkeypatch):
-    unbroken, tried, seen = evaluate(real_set, digits, searched, Run(cpu)), rate_search.tried, []
+    unbroken, seen = evaluate(real_set, digits, searched, Run(cpu)), []
 
     def counted(trainer, spec, rate, *given, **options):
         seen.append(rate)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return tried(trainer, spec, rate, *given, **options)
+        return rate_search.accuracy_at(trainer, spec, rate, *given, **options)
 
-    resume = Resume(tmp_path, searched, every=0)
-    monkeypatch.setattr("apm_core.stages.evaluate.tried", counted)
+    resume = Resume(tmp_path, searched.to_dict(), every=0)
+    monkeypatch.setattr("apm_core.stages.evaluate.accuracy_at", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(real_set, digits, searched, Run(cpu, resume))
     assert scores(evaluate(real_set, digits, searched, Run(cpu, resume))) == scores(unbroken)
     assert seen == [0.04 * factor for factor in (0.01, 5.0, 1.0, 1.0, 1e30)]
 
 
-def test_the_ceiling_is_trained_on_all_data_as_the_teachers_are(
-    digits, cpu, settings, teacher_settings
-):
-    settings = {**teacher_settings, "networks": 2, "epochs": 2, "seed": 3}
+def test_the_ceiling_is_trained_on_all_data_as_the_teachers_are(digits, cpu, teacher_settings):
+    settings = CeilingSettings(
+        training=teacher_settings.training,
+        networks=2,
+        network=teacher_settings.network,
+        precision="float32",
+        seed=3,
+    )
     result = ceiling(digits, settings, Run(cpu))
     spec, train = Spec("convnet", digits.shape, 6, 1), digits.examples("train", cpu)
-    recipe = teacher_recipe(settings)
+    recipe = teacher_recipe(settings.training)
     expected = [
         by_hand(spec, recipe, train, digits, cpu, 3, "ceiling", "convnet", number)
         for number in range(2)
     ]
-    assert result["runs"] == expected and result["recipe"]["loss"] == "ce"
-    assert result["mean"] > 40
+    assert runs(result) == expected and result["recipe"] == recipe.to_dict()
+    assert recipe.loss == "ce" and result["metrics"]["accuracy"]["mean"] > 40
+    assert result["measured"] == {"stage": "ceiling", "network": "convnet"}

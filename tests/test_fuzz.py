@@ -9,19 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
-from plan import Plan, check_schema
-from snakemake.utils import validate
 
 from apm_core.data import read
 from apm_core.errors import ApmError, ArtifactError, ConfigError
 from apm_core.runtime import store
+from apm_core.settings.plan import Plan
+from apm_core.settings.run import RunSettings
 
-ROOT = Path(__file__).parents[1]
-CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text())
-SCHEMA_FILE = ROOT / "workflow/schemas/config.schema.yaml"
-SCHEMA = yaml.safe_load(SCHEMA_FILE.read_text())
+CONFIG = RunSettings().model_dump(mode="json")
 JUNK = [
     None,
     True,
@@ -66,14 +62,17 @@ def places(section: dict, path: tuple = ()) -> Iterator[tuple]:
 
 def planned(config: dict) -> None:
     """All that the workflow asks of a config before anything runs."""
-    check_schema(config, SCHEMA)
-    validate(config, str(SCHEMA_FILE))  # fills in what is left out
-    plan = Plan(config)
-    for method in plan.methods:
-        plan.distill(method), plan.merge(method)
+    plan = Plan(RunSettings.of(config))
+    for entry in plan.entries:
+        plan.distill(entry), plan.merge(entry), plan.distill_pool(entry), plan.label_pool(entry)
     for network, protocol in plan.protocols:
         plan.evaluate(network, protocol)
-    plan.prepare(), plan.collect(), plan.nas_proxy(), plan.nas_reference()
+    for network in plan.settings.evaluate.ceiling.architectures:
+        plan.ceiling(network)
+    for pool in plan.settings.pools:
+        plan.pool(pool), plan.pool_key(pool), plan.groups(pool)
+    plan.prepare(), plan.collect(), plan.nas_proxy(), plan.nas_reference(), plan.nas()
+    assert all(network.network for network in plan.networks)
 
 
 def test_a_config_is_planned_or_refused_in_one_line():

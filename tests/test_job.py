@@ -1,7 +1,6 @@
 """What surrounds every script: log, progress, one-line errors, resume."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,14 @@ from _job import LOG_EVERY_S, STOPPING, ShownProgress, job
 
 from apm_core.errors import DataError
 from apm_core.runtime.resume import each
+from apm_core.settings.dataset import Images
+from apm_core.settings.run import RunSettings
+from apm_core.settings.stages import CeilingSettings, PrepareSettings
+from apm_core.settings.training import Network, PoolTraining
+
+SETTINGS = CeilingSettings(
+    training=PoolTraining(), networks=2, network=Network(), precision="float32", seed=1
+)
 
 
 class Named(dict):
@@ -29,11 +36,11 @@ class Named(dict):
 def snakemake(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
-    options = {"device": "cpu", "compile": "off", "resume_interval": 0}
+    compute = {"device": "cpu", "compile": "off", "resume_interval": 0}
     yield SimpleNamespace(
         rule="evaluate",
-        params=SimpleNamespace(settings=json.dumps({"seed": 1, "precision": "float32"})),
-        config={"compute": options},
+        params=SimpleNamespace(settings=SETTINGS.text),
+        config={"compute": compute},
         resources={},
         wildcards=Named(dataset="digits", ipc="10"),
         input=Named(),
@@ -48,15 +55,24 @@ def log_of(snakemake) -> str:
 
 
 def test_a_job_logs_its_settings_and_its_end(snakemake):
-    with job(snakemake) as this:
-        assert this.settings["seed"] == 1
+    with job(snakemake, CeilingSettings) as this:
+        assert this.settings == SETTINGS
+        assert this.config == RunSettings.of(snakemake.config)
+        assert this.config.compute.resume_interval == 0
         assert this.run.compute.precision == "float32"
         this.log("a note")
     lines = log_of(snakemake).splitlines()
-    assert '"seed": 1' in lines[0]
+    assert lines[0].endswith(f" settings {SETTINGS.text}") and '"seed": 1' in lines[0]
     assert "on cpu in float32 with 1 threads" in lines[1]
     assert "unfinished work is kept in work/.resume/" in lines[2]
     assert [line.split(" ", 1)[1] for line in lines[3:]] == ["a note", "done"]
+
+
+def test_a_job_that_computes_in_no_precision_of_its_own_has_the_machines(snakemake):
+    settings = PrepareSettings(images=Images(source="digits"))
+    snakemake.params.settings = settings.text
+    with job(snakemake, PrepareSettings) as this:
+        assert this.settings == settings and this.run.compute.device.type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -67,14 +83,14 @@ def test_a_job_logs_its_settings_and_its_end(snakemake):
     ],
 )
 def test_an_error_that_the_user_can_repair_is_one_line(snakemake, error):
-    with pytest.raises(SystemExit) as exit_, job(snakemake):
+    with pytest.raises(SystemExit) as exit_, job(snakemake, CeilingSettings):
         raise error
     assert exit_.value.code == f"apm: evaluate: {error}"
     assert log_of(snakemake).splitlines()[-1].endswith(f"error: {error}")
 
 
 def test_a_defect_leaves_its_traceback_in_the_log(snakemake):
-    with pytest.raises(ZeroDivisionError), job(snakemake):
+    with pytest.raises(ZeroDivisionError), job(snakemake, CeilingSettings):
         raise ZeroDivisionError("in a stage")
     assert "Traceback" in log_of(snakemake)
     assert "in a stage" in log_of(snakemake)
@@ -87,11 +103,11 @@ def test_unfinished_work_is_kept_until_the_job_succeeds(snakemake):
         return item
 
     fatal = 2
-    with pytest.raises(SystemExit), job(snakemake) as this:
+    with pytest.raises(SystemExit), job(snakemake, CeilingSettings) as this:
         each([0, 1, 2], work, this.run.resume)
     assert len(list(Path("work/.resume").iterdir())) == 1
     fatal = None
-    with job(snakemake) as this:
+    with job(snakemake, CeilingSettings) as this:
         assert this.run.resume.load() == {"done": [0, 1]}
         assert each([0, 1, 2], work, this.run.resume) == [0, 1, 2]
     assert not list(Path("work/.resume").iterdir())
@@ -103,7 +119,7 @@ def test_inputs_from_the_future_are_dated_as_made_now(snakemake, tmp_path):
     for file in (scores, table):
         file.touch()
         os.utime(file, (tomorrow, tomorrow))
-    with job(snakemake):
+    with job(snakemake, CeilingSettings):
         pass
     assert time.time() - 60 < scores.stat().st_mtime <= time.time()
     assert table.stat().st_mtime == pytest.approx(tomorrow)  # the user's own
@@ -120,14 +136,14 @@ def test_a_job_that_is_asked_to_stop_saves_and_ends_with_a_code_to_retry(snakema
         return item
 
     before = [signal.getsignal(number) for number in STOPPING]
-    with pytest.raises(SystemExit) as exit_, job(snakemake) as this:
+    with pytest.raises(SystemExit) as exit_, job(snakemake, CeilingSettings) as this:
         each([0, 1, 2], work, this.run.resume)
     assert exit_.value.code == os.EX_TEMPFAIL == 75
     shown = capsys.readouterr().err
     assert f"apm: evaluate: stopped by {name}: what is done so far is kept" in shown
     assert f"stopped by {name}" in log_of(snakemake).splitlines()[-1]
     assert [signal.getsignal(number) for number in STOPPING] == before
-    with job(snakemake) as this:
+    with job(snakemake, CeilingSettings) as this:
         assert this.run.resume.load() == {"done": [0, 1]}
 
 

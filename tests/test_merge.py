@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from apm_core import distilled, methods
+from apm_core import distilled
 from apm_core.data import whitening_file
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store, streams
 from apm_core.runtime.run import Run
+from apm_core.settings.stages import DistillSettings
 from apm_core.stages.distill import distill_shard
 from apm_core.stages.merge import merge
 from apm_core.stages.prepare import prepare
@@ -36,7 +37,7 @@ def test_one_teacher_labels_the_set(real_set, teachers, cpu):
 def test_the_mean_of_the_pool_labels_the_set(
     real_set, random_files, merge_settings, teachers, digits, cpu, tmp_path
 ):
-    settings = {**merge_settings, "labels": "mean"}
+    settings = merge_settings.changed({"labels": "mean"})
     found = merge(tmp_path / "a", settings, random_files, digits, teachers, cpu)
     each = torch.stack([teachers.logits(index, real_set.images, cpu) for index in range(4)])
     np.testing.assert_allclose(found.arrays["targets"], each.mean(0), rtol=1e-5, atol=1e-5)
@@ -45,7 +46,7 @@ def test_the_mean_of_the_pool_labels_the_set(
 def test_teachers_of_an_early_epoch_label_the_set(
     real_set, random_files, merge_settings, teachers, digits, cpu, tmp_path
 ):
-    settings = {**merge_settings, "labels": "mean", "label_epoch": 1}
+    settings = merge_settings.changed({"labels": "mean", "label_epoch": 1})
     found = merge(tmp_path / "a", settings, random_files, digits, teachers, cpu)
     total = torch.zeros(40, 10)
     for group in teachers.artifacts:
@@ -54,25 +55,23 @@ def test_teachers_of_an_early_epoch_label_the_set(
     np.testing.assert_allclose(found.arrays["targets"], total.detach() / 4, rtol=1e-5, atol=1e-5)
 
 
-def test_labels_do_not_depend_on_the_method_but_on_the_seed(
+def test_labels_do_not_depend_on_the_entry_but_on_the_seed(
     real_set, random_files, merge_settings, teachers, digits, cpu, tmp_path
 ):
     def targets(**changed) -> np.ndarray:
-        settings = {**merge_settings, **changed}
+        settings = merge_settings.changed(changed)
         return merge(tmp_path / "a", settings, random_files, digits, teachers, cpu).arrays[
             "targets"
         ]
 
-    np.testing.assert_array_equal(targets(method="apm"), real_set.targets)
+    np.testing.assert_array_equal(targets(entry="apm"), real_set.targets)
     by_seed = {targets(seed=seed).tobytes() for seed in range(8)}
     assert 2 <= len(by_seed) <= 4
 
 
 def test_a_method_with_labels_of_its_own_keeps_them(
-    merge_settings, random_files, digits, cpu, tmp_path, monkeypatch
+    merge_settings, random_files, digits, cpu, tmp_path
 ):
-    own = methods.Entry("none", "none", needs=None, labels="own")
-    monkeypatch.setitem(methods.METHODS, "own", own)
     paths = []
     for number, path in enumerate(random_files):
         shard = store.read(path, "shard")
@@ -86,7 +85,7 @@ def test_a_method_with_labels_of_its_own_keeps_them(
             inputs={"data": digits.artifact},
             info={**shard.info, "peak_memory_bytes": 5 + number},
         )
-    settings = {**merge_settings, "method": "own"}
+    settings = merge_settings.changed({"labels": "own"})
     found = merge(tmp_path / "set", settings, paths, digits, None, cpu)
     assert found.arrays["targets"][:, 0].tolist() == [0] * 20 + [1] * 20
     assert found.info["peak_memory_bytes"] == 6
@@ -97,14 +96,14 @@ def test_the_set_carries_its_recipe_costs_and_history(
 ):
     shards = [store.read(path, "shard") for path in random_files]
     assert real_set.recipe == Recipe.of(recipe_settings)
-    assert real_set.artifact.settings == merge_settings
+    assert real_set.artifact.settings == merge_settings.to_dict()
     assert real_set.artifact.inputs == {
         "data": digits.artifact.content,
         **{f"teachers{n}": group.content for n, group in enumerate(teachers.artifacts)},
         **{f"shard{n}": shard.content for n, shard in enumerate(shards)},
     }
     info = real_set.artifact.info
-    assert info["method"] == "random"
+    assert (info["entry"], info["method"]) == ("random", "random")
     assert info["real_bytes"] == digits.artifact.arrays["train_images"].nbytes
     assert info["teacher_seconds"] == sum(g.info["seconds"] for g in teachers.artifacts)
     assert info["distill_seconds"] == sum(shard.info["seconds"] for shard in shards)
@@ -132,11 +131,11 @@ def test_the_content_of_a_set_does_not_depend_on_where_it_lies(
 
 
 def test_plain_pixels_need_no_whitening_file(merge_settings, digits_settings, cpu, tmp_path):
-    settings = {**digits_settings, "whitening": "none"}
-    data = prepare(tmp_path / "data", settings, ipc=1, architectures=[])
-    shard = {"method": "random", "options": {}, "ipc": 1, "seed": 0}
+    settings = digits_settings.changed({"images": {"whitening": "none"}})
+    data = prepare(tmp_path / "data", settings, ipc=1, networks=[])
+    shard = DistillSettings(method="random", options={}, ipc=1)
     distill_shard(tmp_path / "shard", shard, 0, data, None, Run(cpu))
-    settings = {**merge_settings, "method": "dm"}  # whose targets are the classes
+    settings = merge_settings.changed({"labels": "classes"})
     merge(tmp_path / "set", settings, [tmp_path / "shard"], data, None, cpu)
     found = distilled.load(tmp_path / "set")
     assert found.artifact.info["whitening"] is None and found.whitening.kind == "none"
@@ -148,7 +147,7 @@ def test_plain_pixels_need_no_whitening_file(merge_settings, digits_settings, cp
 def test_shards_of_other_settings_are_refused(
     random_files, merge_settings, teachers, digits, cpu, tmp_path
 ):
-    settings = {"method": "random", "options": {}, "ipc": 3, "seed": 0}
+    settings = DistillSettings(method="random", options={}, ipc=3)
     other = tmp_path / "other"
     distill_shard(other, settings, 1, digits, None, Run(cpu))
     message = f"{other}: was distilled with other settings than {random_files[0]}: delete {other}"
@@ -159,7 +158,7 @@ def test_shards_of_other_settings_are_refused(
 def test_shards_of_other_data_are_refused(
     random_files, merge_settings, teachers, digits_settings, cpu, tmp_path
 ):
-    data = prepare(tmp_path / "d", {**digits_settings, "seed": 1}, ipc=1, architectures=[])
+    data = prepare(tmp_path / "d", digits_settings.changed({"seed": 1}), ipc=1, networks=[])
     with pytest.raises(ArtifactError, match="this shard was made from another data than"):
         merge(tmp_path / "a", merge_settings, random_files, data, teachers, cpu)
     assert not (tmp_path / "a").exists()

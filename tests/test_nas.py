@@ -11,6 +11,8 @@ from apm_core.nets.nasbench201 import sample
 from apm_core.runtime import store
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
+from apm_core.settings.evaluation import RankedNetworks, RankingTraining
+from apm_core.settings.stages import RankingSettings
 from apm_core.stages import nas
 from apm_core.stages.nas import architectures, compare, proxy, table_reference, train_reference
 from apm_core.training.inference import accuracy
@@ -68,7 +70,7 @@ RUNS = [
 
 
 def compared(*runs: list[float], reference=REFERENCE, seed: int = 0) -> dict:
-    proxies = {"accuracies": list(runs), "seconds": 12.5, "architectures": []}
+    proxies = {"entry": "apm", "accuracies": list(runs), "seconds": 12.5, "architectures": []}
     return compare(proxies, reference, "table", seed)
 
 
@@ -81,6 +83,7 @@ def test_correlations_are_means_over_the_seeds():
         low, high = result[name]["ci95"]
         assert -1 <= low < result[name]["mean"] <= high <= 1
     assert (result["networks"], result["seeds"], result["seconds"]) == (8, 2, 12.5)
+    assert result["measured"] == {"stage": "nas", "entry": "apm"}
 
 
 def test_recall_and_pick_use_the_mean_over_the_seeds():
@@ -111,7 +114,7 @@ def test_a_correlation_that_does_not_exist_is_none_and_the_rest_stays():
 def test_an_interval_that_does_not_exist_is_none(tmp_path):
     result = compared([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], reference=[1.0, 2.0, 3.0])
     assert result["spearman"]["mean"] == 0.0 and result["spearman"]["ci95"] is None
-    store.write_json(tmp_path / "scores.json", "agreement", result)
+    store.write_json(tmp_path / "scores.json", "scores", result)
 
 
 def test_intervals_are_drawn_by_the_seed():
@@ -123,19 +126,12 @@ def test_intervals_are_drawn_by_the_seed():
 
 @pytest.fixture
 def settings():
-    return {
-        "networks": 3,
-        "seeds": 2,
-        "cells": 1,
-        "stem": 4,
-        "norm": "batch",
-        "epochs": 2,
-        "lr": 0.05,
-        "batch": 16,
-        "weight_decay": 5e-4,
-        "precision": "float32",
-        "seed": 0,
-    }
+    return RankingSettings(
+        ranked=RankedNetworks(networks=3, cells=1, stem=4),
+        training=RankingTraining(epochs=2, lr=0.05, batch=16, weight_decay=5e-4),
+        seeds=2,
+        precision="float32",
+    )
 
 
 def rankings(result: dict) -> tuple:
@@ -147,7 +143,7 @@ def test_a_proxy_trains_every_network_with_every_seed(real_set, digits, cpu, set
     result = proxy(
         real_set, digits, settings, Run(cpu, progress=lambda *call: shown.append(call[:2]))
     )
-    assert result["architectures"] == sample(3, 0)
+    assert result["architectures"] == sample(3, 0) and result["entry"] == "random"
     assert [len(run) for run in result["accuracies"]] == [3, 3]
     first, second = result["accuracies"]
     assert first != second and len(set(first)) > 1
@@ -157,11 +153,10 @@ def test_a_proxy_trains_every_network_with_every_seed(real_set, digits, cpu, set
 
 def test_more_networks_or_seeds_leave_the_others_as_they_were(real_set, digits, cpu, settings):
     table = proxy(real_set, digits, settings, Run(cpu))["accuracies"]
-    larger = proxy(real_set, digits, {**settings, "networks": 4, "seeds": 1}, Run(cpu))[
-        "accuracies"
-    ]
+    more = settings.changed({"ranked": {"networks": 4}, "seeds": 1})
+    larger = proxy(real_set, digits, more, Run(cpu))["accuracies"]
     assert larger[0][:3] == table[0]
-    assert architectures({"networks": 9, "seed": 0})[:3] == sample(3, 0)
+    assert architectures(settings.changed({"ranked": {"networks": 9}}))[:3] == sample(3, 0)
 
 
 def test_proxies_are_trained_by_the_recipe_of_the_set(real_set, digits, cpu, settings, monkeypatch):
@@ -173,9 +168,10 @@ def test_proxies_are_trained_by_the_recipe_of_the_set(real_set, digits, cpu, set
             super().__init__(net, recipe, *rest, **more)
 
     monkeypatch.setattr(nas, "Trainer", Spy)
-    settings.update(networks=1, seeds=1)
+    settings = settings.changed({"ranked": {"networks": 1}, "seeds": 1})
     proxy(real_set, digits, settings, Run(cpu))
-    train_reference(digits, {**settings, "batch": 512, "augment": "flip"}, Run(cpu))
+    full_data = settings.changed({"training": {"batch": 512}, "augment": "flip"})
+    train_reference(digits, full_data, Run(cpu))
     own, full = recipes
     assert (own.loss, own.augment, own.batch) == ("l1", "crop_scale", 16)
     assert (full.loss, full.augment, full.batch) == ("ce", "flip", 512)
@@ -185,8 +181,9 @@ def test_proxies_are_trained_by_the_recipe_of_the_set(real_set, digits, cpu, set
 
 
 def test_the_reference_learns_the_digits(digits, cpu, settings):
-    settings = {**settings, "networks": 1, "batch": 64, "augment": "none", "stem": 8}
-    result = train_reference(digits, settings, Run(cpu))
+    ranked, training = {"networks": 1, "stem": 8}, {"batch": 64}
+    changes = {"ranked": ranked, "training": training, "augment": "none"}
+    result = train_reference(digits, settings.changed(changes), Run(cpu))
     assert len(result["accuracies"]) == 1
     assert result["accuracies"][0][0] > 30
 
@@ -203,7 +200,7 @@ def test_an_interrupted_ranking_is_continued(
         return accuracy(*arguments)
 
     monkeypatch.setattr(nas, "accuracy", counted)
-    resume = Resume(tmp_path, settings, every=0)
+    resume = Resume(tmp_path, settings.to_dict(), every=0)
     with pytest.raises(KeyboardInterrupt):
         proxy(real_set, digits, settings, Run(cpu, resume))
     assert rankings(proxy(real_set, digits, settings, Run(cpu, resume))) == unbroken

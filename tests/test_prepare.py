@@ -11,6 +11,7 @@ from apm_core.data.whitening import Whitening
 from apm_core.errors import ArtifactError, ConfigError, DataError
 from apm_core.nets.base import Shape
 from apm_core.runtime import streams
+from apm_core.settings.training import Network
 from apm_core.stages.prepare import prepare
 
 
@@ -29,7 +30,7 @@ def test_the_artifact_holds_the_pixels_and_the_whitening(digits, digits_settings
     fitted = Whitening.fit(found.train.images, "zca", eps=0.1)
     torch.testing.assert_close(digits.whitening.matrix, fitted.matrix)
     assert {n for n in arrays if n.startswith("whitening_")} == set(fitted.arrays())
-    assert digits.artifact.settings == digits_settings
+    assert digits.artifact.settings == digits_settings.to_dict()
     assert digits.class_names == [str(digit) for digit in range(10)]
     assert digits.shape == Shape(channels=1, resolution=8, classes=10)
     assert digits.train_bytes == found.train.images.size
@@ -37,9 +38,9 @@ def test_the_artifact_holds_the_pixels_and_the_whitening(digits, digits_settings
 
 
 def test_seed_and_share_decide_the_split(tmp_path, digits, digits_settings):
-    other = prepare(tmp_path / "a", {**digits_settings, "seed": 1}, ipc=1, architectures=[])
-    larger = {**digits_settings, "test_fraction": 0.5}
-    half = prepare(tmp_path / "b", larger, ipc=1, architectures=[])
+    other = prepare(tmp_path / "a", digits_settings.changed({"seed": 1}), ipc=1, networks=[])
+    larger = digits_settings.changed({"images": {"test_fraction": 0.5}})
+    half = prepare(tmp_path / "b", larger, ipc=1, networks=[])
     assert other.artifact.content != digits.artifact.content
     assert len(half.artifact.arrays["test_labels"]) == pytest.approx(1797 / 2, abs=6)
 
@@ -103,7 +104,7 @@ def test_too_many_images_per_class_are_refused_before_and_after(tmp_path, digits
     with pytest.raises(
         DataError, match=f"{smallest + 1} images per class are asked for.*{message}"
     ):
-        prepare(tmp_path / "a", digits_settings, ipc=smallest + 1, architectures=[])
+        prepare(tmp_path / "a", digits_settings, ipc=smallest + 1, networks=[])
     assert not (tmp_path / "a").exists()
     message = rf"class '\d' has \d+ training images, shard 1 needs {2 * smallest}: lower ipc"
     with pytest.raises(DataError, match=message):
@@ -111,16 +112,40 @@ def test_too_many_images_per_class_are_refused_before_and_after(tmp_path, digits
 
 
 def test_architectures_that_do_not_fit_are_refused(tmp_path, digits_settings):
-    settings = {**digits_settings, "resolution": 9}
+    settings = digits_settings.changed({"images": {"resolution": 9}})
+    networks = [Network(network=name) for name in ("convnet", "vgg11", "vit")]
     with pytest.raises(ConfigError, match=r"^\w+ cannot read 9x9 images .*\(these can: .*convnet"):
-        prepare(tmp_path / "a", settings, ipc=1, architectures=["convnet", "vgg11", "vit"])
+        prepare(tmp_path / "a", settings, ipc=1, networks=networks)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            Network(network="vgg11", width=8),
+            "width=8 is a setting of convnet and resnet18: remove it for vgg11",
+        ),
+        (
+            Network(network="resnet18", depth=2),
+            "depth=2 is a setting of convnet: remove it for resnet18",
+        ),
+        (Network(network="convnet", depth=6), "depth=6 halves 32 px to nothing: use at most 5"),
+    ],
+)
+def test_a_width_or_depth_that_an_architecture_does_not_take_is_refused(
+    tmp_path, digits_settings, network, message
+):
+    settings = digits_settings.changed({"images": {"resolution": 32, "whitening": "none"}})
+    for networks in ([network], [Network(width=4), network]):
+        with pytest.raises(ConfigError, match=f"^{message}$"):
+            prepare(tmp_path / "a", settings, ipc=1, networks=networks)
     assert not (tmp_path / "a").exists()
 
 
 def test_channel_constants_are_those_of_the_source(tmp_path, digits_settings):
-    data = prepare(
-        tmp_path / "a", {**digits_settings, "whitening": "channel"}, ipc=1, architectures=[]
-    )
+    settings = digits_settings.changed({"images": {"whitening": "channel"}})
+    data = prepare(tmp_path / "a", settings, ipc=1, networks=[])
     train = data.artifact.arrays["train_images"] / 255.0
     assert data.whitening.mean.tolist() == pytest.approx([train.mean()], rel=1e-5)
     assert data.whitening.std.tolist() == pytest.approx([train.std()], rel=1e-5)
@@ -146,8 +171,8 @@ def test_held_out_images_of_the_training_split_take_the_place_of_the_test_split(
             )
         }
 
-    settings = {**digits_settings, "held_out": 0.25}
-    found = prepare(tmp_path / "a", settings, ipc=2, architectures=[])
+    settings = digits_settings.changed({"images": {"held_out": 0.25}})
+    found = prepare(tmp_path / "a", settings, ipc=2, networks=[])
     assert rows(found, "train", "test") == rows(digits, "train")
     assert not rows(found, "train") & rows(found, "test")
     counts = np.bincount(found.artifact.arrays["test_labels"])

@@ -48,7 +48,7 @@ def test_a_teacher_is_its_stream_its_recipe_and_the_training_split(
     teachers, teacher_settings, digits, cpu
 ):
     spec = Spec("convnet", digits.shape, 6, 1)
-    recipe = teacher_recipe(teacher_settings)
+    recipe = teacher_recipe(teacher_settings.training)
     assert (recipe.passes, recipe.drop, recipe.loss) == (2, 1, "ce")
     train = digits.examples("train", cpu)
     one = Trainer(spec.network(cpu.device), recipe, cpu, train, networks=1)
@@ -57,7 +57,7 @@ def test_a_teacher_is_its_stream_its_recipe_and_the_training_split(
 
 
 def test_another_seed_trains_other_teachers(teachers, teacher_settings, digits, cpu, tmp_path):
-    settings = {**teacher_settings, "seed": 1}
+    settings = teacher_settings.changed({"seed": 1})
     other = train_group(tmp_path / "a", settings, [0], digits, Run(cpu))
     assert not np.array_equal(other.arrays["parameters"][0], teachers.vectors[0])
 
@@ -65,7 +65,7 @@ def test_another_seed_trains_other_teachers(teachers, teacher_settings, digits, 
 def test_snapshots_run_from_the_initial_to_the_final_parameters(teachers, teacher_settings):
     for number, artifact in enumerate(teachers.artifacts):
         kept = artifact.arrays["snapshots"]
-        assert kept.shape == (2, 1 + teacher_settings["epochs"], teachers.vectors.shape[1])
+        assert kept.shape == (2, 1 + teacher_settings.training.epochs, teachers.vectors.shape[1])
         for position in range(2):
             start = teachers.spec.fresh(0, "teacher", 2 * number + position, "weights")
             np.testing.assert_array_equal(kept[position, 0], start)
@@ -74,7 +74,7 @@ def test_snapshots_run_from_the_initial_to_the_final_parameters(teachers, teache
 
 
 def test_snapshots_are_left_out_unless_asked_for(teachers, teacher_settings, digits, cpu, tmp_path):
-    settings = {**teacher_settings, "snapshots": False}
+    settings = teacher_settings.changed({"training": {"snapshots": False}})
     found = train_group(tmp_path / "a", settings, [1], digits, Run(cpu))
     assert set(found.arrays) == {"parameters"}
     np.testing.assert_array_equal(found.arrays["parameters"][0], teachers.vectors[1])
@@ -84,7 +84,7 @@ def test_snapshots_take_half_the_space_as_float16(
     teachers, teacher_settings, digits, cpu, tmp_path
 ):
     notes: list[str] = []
-    settings = {**teacher_settings, "snapshot_type": "float16"}
+    settings = teacher_settings.changed({"training": {"snapshot_type": "float16"}})
     run = Run(replace(cpu, report=notes.append))
     found = train_group(tmp_path / "a", settings, [1], digits, run)
     kept, wide = found.arrays["snapshots"], teachers.artifacts[0].arrays["snapshots"][1]
@@ -97,8 +97,8 @@ def test_snapshots_take_half_the_space_as_float16(
 
 
 def test_flat_experts_are_teachers_with_a_radius(teachers, teacher_settings, digits, cpu, tmp_path):
-    settings = {**teacher_settings, "rho": 0.1, "alpha": 0.3}
-    recipe = teacher_recipe(settings)
+    settings = teacher_settings.changed({"training": {"rho": 0.1, "alpha": 0.3}})
+    recipe = teacher_recipe(settings.training)
     assert (recipe.rho, recipe.alpha) == (0.1, 0.3)
     found = train_group(tmp_path / "a", settings, [1], digits, Run(cpu)).arrays["snapshots"][0]
     plain = teachers.artifacts[0].arrays["snapshots"][1]
@@ -132,7 +132,7 @@ def test_a_loaded_teacher_takes_no_gradient_and_does_not_change_the_pool(teacher
 
 
 def test_teachers_of_other_data_are_refused(teacher_files, digits_settings, cpu, tmp_path):
-    other = prepare(tmp_path / "a", {**digits_settings, "seed": 1}, ipc=1, architectures=[])
+    other = prepare(tmp_path / "a", digits_settings.changed({"seed": 1}), ipc=1, networks=[])
     message = f"{teacher_files[0]}: this teachers was made from another data than {tmp_path}/a"
     with pytest.raises(ArtifactError, match=message):
         TeacherPool.open(teacher_files, other, cpu)
@@ -142,7 +142,8 @@ def test_groups_of_different_architectures_are_refused(
     teacher_files, teacher_settings, digits, cpu, tmp_path
 ):
     path = tmp_path / "wide"
-    train_group(path, {**teacher_settings, "width": 7}, [2], digits, Run(cpu))
+    wide = teacher_settings.changed({"network": {"width": 7}})
+    train_group(path, wide, [2], digits, Run(cpu))
     with pytest.raises(ArtifactError, match=rf"{path}: holds Spec\(.*width=7.*width=6.*delete the"):
         TeacherPool.open([teacher_files[0], path], digits, cpu)
 

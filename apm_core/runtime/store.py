@@ -50,12 +50,12 @@ class Artifact:
     path: str = ""
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the arrays
 
-    def require_input(self, role: str, given: "Artifact") -> None:
-        """Raise ArtifactError unless this artifact was made from `given`."""
-        if self.inputs.get(role) != given.content:
+    def require_input(self, role: str, source: "Artifact") -> None:
+        """Raise ArtifactError unless this artifact was made from `source`."""
+        if self.inputs.get(role) != source.content:
             raise ArtifactError(
-                f"{self.path}: this {self.kind} was made from another {role} than {given.path}"
-                f" ({str(self.inputs.get(role))[:12]} against {given.content[:12]}):"
+                f"{self.path}: this {self.kind} was made from another {role} than {source.path}"
+                f" ({str(self.inputs.get(role))[:12]} against {source.content[:12]}):"
                 f" delete {self.path} and run again"
             )
 

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import yaml
@@ -42,6 +43,7 @@ class _Generator(GenerateJsonSchema):
         return {"enum": super().literal_schema(schema).get("enum", list(schema["expected"]))}
 
 
+@cache
 def schema_of(model: type[BaseModel]) -> Schema:
     """The JSON schema of `model`, its shared definitions under $defs."""
     found = model.model_json_schema(schema_generator=_Generator)
@@ -140,7 +142,10 @@ def _one_line(error: Any, place: tuple[str, ...]) -> str:  # noqa: ANN401 - a Va
     value = error.instance
     if error.validator == "type" and isinstance(value, str) and _is_number(value):
         message += f" (YAML reads {value} as text: write {float(value):.1e} with a point)"
-    meaning = ", ".join(filter(None, [error.schema.get("description"), bounds(error.schema)]))
+    description = error.schema.get("description", "").partition("\n")[
+        0
+    ]  # of a section: a docstring
+    meaning = ", ".join(filter(None, [description, bounds(error.schema)]))
     return message + (f"; {meaning}" if meaning else "")
 
 

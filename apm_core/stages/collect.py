@@ -26,7 +26,7 @@ def collect(
     files: Sequence[str | Path],
 ) -> Results:
     """The results file: `sets` by entry, and the score files of the evaluation, ceiling and NAS
-    stages, which say themselves what they measured. Every metric in them is taken over.
+    stages, which say themselves what they measured. Every metric of a set is taken over.
 
     Raises ArtifactError for a file that was measured on another set or other data.
     """

@@ -14,7 +14,7 @@ from apm_core.runtime.run import Run
 from apm_core.scores import summarize
 from apm_core.settings.stages import CeilingSettings, EvaluateSettings
 from apm_core.training.inference import measures
-from apm_core.training.rate_search import REAL, best, tried
+from apm_core.training.rate_search import REAL, accuracy_at, best_rate
 from apm_core.training.recipe import Recipe, teacher_recipe
 from apm_core.training.trainer import Trainer
 
@@ -44,7 +44,7 @@ def evaluate(
     network for each, judged on images of the training split.
 
     Returns: what was measured; mean, sample standard deviation, n and runs of every metric;
-        seconds; and the recipe.
+        seconds; the recipe; and the accuracy at each rate.
     Raises ArtifactError when the set was not distilled from `data`, and DivergenceError.
     """
     distilled.artifact.require_input("data", data.artifact)
@@ -65,7 +65,9 @@ def evaluate(
 
 
 def ceiling(data: PreparedData, settings: CeilingSettings, run: Run) -> dict[str, Any]:
-    """The same for networks trained on the whole training split with the teachers' recipe."""
+    """Train networks on the whole training split with the teachers' recipe; measured and returned
+    as by `evaluate`.
+    """
     stream, recipe = (settings.seed, "ceiling"), teacher_recipe(settings.training)
     examples = data.examples("train", run.compute)
     measured = {"stage": "ceiling", "network": settings.network.network}
@@ -97,23 +99,25 @@ def train_and_test(
         """The accuracy at a rate, or the metrics of a network."""
         if number < len(rates):
             name = (*stream, spec.name, "rate")
-            return tried(trainer, spec, rates[number], real, *name, part=part)
+            return accuracy_at(trainer, spec, rates[number], real, *name, part=part)
         number -= len(rates)
 
         def show(done: int, total: int, figures: dict[str, float]) -> None:
             run.progress(number * total + done, networks * total, figures)
 
         start, name = spec.fresh(*stream, spec.name, number, "weights"), (*stream, spec.name)
-        lr = best(rates, earlier[: len(rates)]) if rates else None
+        lr = best_rate(rates, earlier[: len(rates)]) if rates else None
         trainer.fit(start, *name, number, lr=lr, progress=show, part=part)
         return measures(trainer.net, test, run.compute)
 
-    scores = each(range(len(rates) + networks), one, run.resume)
-    tries, found = scores[: len(rates)], scores[len(rates) :]
-    used = replace(recipe, lr=best(rates, tries)) if rates else recipe
+    results = each(range(len(rates) + networks), one, run.resume)
+    accuracies, metrics = results[: len(rates)], results[len(rates) :]
+    used = replace(recipe, lr=best_rate(rates, accuracies)) if rates else recipe
     return {
-        "metrics": {name: summarize([one[name] for one in found]) for name in found[0]},
+        "metrics": {name: summarize([one[name] for one in metrics]) for name in metrics[0]},
         "seconds": run.seconds(),
         "recipe": used.to_dict(),
-        "rates": [{"lr": lr, "accuracy": score} for lr, score in zip(rates, tries, strict=True)],
+        "rates": [
+            {"lr": lr, "accuracy": accuracy} for lr, accuracy in zip(rates, accuracies, strict=True)
+        ],
     }

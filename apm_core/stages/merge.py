@@ -84,8 +84,7 @@ def merge(
         f"teachers{number}": group for number, group in enumerate(pool.artifacts if pool else ())
     }
     inputs |= {f"shard{number}": shard for number, shard in enumerate(shards)}
-    told = settings.to_dict()
-    return distilled.save(path, result, settings=told, inputs=inputs, info=info)
+    return distilled.save(path, result, settings=settings.to_dict(), inputs=inputs, info=info)
 
 
 def whitening_beside(path: str | Path, name: str, data: PreparedData) -> WhiteningFile | None:

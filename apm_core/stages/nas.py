@@ -43,7 +43,7 @@ def proxy(
 ) -> dict[str, Any]:
     """Train every network on the distilled set with the method's labels, `seeds` times.
 
-    Returns: architectures (n); accuracies in percent, (seeds, n); seconds.
+    Returns: entry; architectures (n); accuracies in percent, (seeds, n); seconds.
     Raises ArtifactError when the set was not distilled from `data`.
     """
     distilled.artifact.require_input("data", data.artifact)
@@ -63,7 +63,8 @@ def train_reference(
     """The same networks on the full training split with class labels, once each."""
     recipe = _recipe(settings, loss="ce", augment=settings.augment)
     examples = data.examples("train", run.compute)
-    return _train_all(examples, data, recipe, settings, run, stage="nas reference")
+    once = settings.changed({"seeds": 1})
+    return _train_all(examples, data, recipe, once, run, stage="nas reference")
 
 
 def table_reference(path: str | Path, column: str, archs: Sequence[str]) -> list[float]:
@@ -83,11 +84,11 @@ def table_reference(path: str | Path, column: str, archs: Sequence[str]) -> list
                 f"nas.reference.column: {path} has no column {missing.pop()!r}; it has: {known}"
             )
         wanted = set(archs)
-        found = {row[ARCH_COLUMN]: row[column] for row in rows if row[ARCH_COLUMN] in wanted}
-    absent = next((arch for arch in archs if arch not in found), None)
+        accuracies = {row[ARCH_COLUMN]: row[column] for row in rows if row[ARCH_COLUMN] in wanted}
+    absent = next((arch for arch in archs if arch not in accuracies), None)
     if absent is not None:
         raise DataError(f"nas.reference.table: {path} has no row for {absent}")
-    return [float(found[arch]) for arch in archs]
+    return [float(accuracies[arch]) for arch in archs]
 
 
 def compare(

@@ -13,7 +13,7 @@ from apm_core.training.trainer import Trainer
 REAL = 4000  # images of the training split that judge
 
 
-def tried(
+def accuracy_at(
     trainer: Trainer,
     spec: Spec,
     rate: float,
@@ -32,10 +32,11 @@ def tried(
     return accuracy(trainer.net, real, trainer.compute)
 
 
-def best(rates: Sequence[float], scores: Sequence[float | None]) -> float:
-    """The rate with the highest score; raises DivergenceError when there is none."""
-    found = [(score, rate) for rate, score in zip(rates, scores, strict=True) if score is not None]
-    if not found:
+def best_rate(rates: Sequence[float], accuracies: Sequence[float | None]) -> float:
+    """The rate with the highest accuracy; raises DivergenceError when each diverged."""
+    pairs = zip(rates, accuracies, strict=True)
+    finished = [(accuracy, rate) for rate, accuracy in pairs if accuracy is not None]
+    if not finished:
         shown = ", ".join(f"{rate:g}" for rate in rates)
         raise DivergenceError(f"training diverged at every rate ({shown}): lower the learning rate")
-    return max(found, key=lambda pair: pair[0])[1]
+    return max(finished, key=lambda pair: pair[0])[1]

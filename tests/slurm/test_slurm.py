@@ -74,10 +74,12 @@ def expected(local: Path) -> dict[str, str]:
 @pytest.fixture
 def prepared(local: Path, tmp_path: Path) -> Path:
     """A folder in which data and teachers are there already."""
-    for name in ("data.zarr.zip", "teachers/0.zarr.zip"):
-        file = tmp_path / "work/digits" / name
+    work = local / "work/digits"
+    [teachers] = work.glob("pools/teachers.*/0.zarr.zip")
+    for source in (work / "data.zarr.zip", teachers):
+        file = tmp_path / source.relative_to(local)
         file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(local / "work/digits" / name, file)
+        shutil.copy2(source, file)
     return tmp_path
 
 
