@@ -1,4 +1,4 @@
-"""What the settings of all methods share, and the methods by name."""
+"""Base classes of the methods' settings, and the registry of methods by name."""
 
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -30,14 +30,12 @@ class MethodSettings(Section):
 
     @property
     def labels_of(self) -> Literal["pool", "classes", "own"]:
-        """Who labels the merged set."""
+        """The source of the merged set's labels."""
         return "own"
 
     @property
     def epochs_needed(self) -> dict[str, int]:
-        """The last epoch of its pool's training that it needs the networks of, by the setting that
-        asks for it.
-        """
+        """For each setting that selects snapshots of the pool, the last epoch that it selects."""
         return {}
 
 
@@ -62,21 +60,21 @@ class LabelledByPool(Section):
 
     @property
     def labels_of(self) -> Literal["pool", "classes", "own"]:
-        """Who labels the merged set."""
+        """The source of the merged set's labels."""
         return "pool"
 
 
 @cache
 def methods() -> dict[str, MethodSettings]:
     """Every method by name, with its default settings."""
-    return {name: found for one in _modules() for name, found in one.METHODS.items()}
+    return {name: default for one in _modules() for name, default in one.METHODS.items()}
 
 
 @cache
 def ready_entries() -> dict[str, dict[str, Any]]:
-    """Entries that need not be spelled out, by name."""
+    """Predefined entries by name: a method with changed settings."""
     return {
-        name: found for one in _modules() for name, found in getattr(one, "ENTRIES", {}).items()
+        name: entry for one in _modules() for name, entry in getattr(one, "ENTRIES", {}).items()
     }
 
 

@@ -1,4 +1,4 @@
-"""The name of a thing is the name of its module in a folder. Light to import."""
+"""Lookup of modules by name: architectures, losses, data sources. Light to import."""
 
 from importlib import import_module
 from pathlib import Path
@@ -16,16 +16,16 @@ def names_in(package: str) -> tuple[str, ...]:
     The folder is listed and nothing of it is imported.
     """
     folder = ROOT.joinpath(*package.split("."))
-    found = (module.name for module in iter_modules([str(folder)]))
-    return tuple(sorted(name for name in found if not name.startswith("_")))
+    modules = (module.name for module in iter_modules([str(folder)]))
+    return tuple(sorted(name for name in modules if not name.startswith("_")))
 
 
 def module_of(package: str, name: str) -> ModuleType:
-    """Import the module `name` of `package`; raises ConfigError, with the known names, when there
-    is none.
+    """Import the module `name` of `package`; raises ConfigError, listing the names, when there is
+    none.
     """
-    known = names_in(package)
-    if name not in known:
+    names = names_in(package)
+    if name not in names:
         kind = package.rpartition(".")[2]
-        raise ConfigError(f"{name!r} is none of the {kind}: choose one of {', '.join(known)}")
+        raise ConfigError(f"{name!r} is none of the {kind}: choose one of {', '.join(names)}")
     return import_module(f"apm_core.{package}.{name}")

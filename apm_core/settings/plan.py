@@ -1,4 +1,4 @@
-"""What each job of a run depends on: the settings of the run, cut into those of the stages.
+"""The settings of each job, derived from the settings of the run.
 
 Editing the library reruns nothing by itself: raise the stage's number in ALGORITHM together with a
 change of its results.
@@ -38,14 +38,15 @@ ALGORITHM = {
     "nas": 1,
     "collect": 2,
 }
-# of a method's settings: not what distillation depends on, or told to it in another form
-TOLD_OTHERWISE = {"rounds", "start_only", "recipe", "network", "labels", "label_epoch"}
+# a method's settings that do not affect its shards, or are separate fields of DistillSettings
+EXCLUDED_OPTIONS = {"rounds", "start_only", "recipe", "network", "labels", "label_epoch"}
 
-KEPT_BY_POOLS = {"per_job": 1, "snapshots": False, "snapshot_type": "float32"}  # not by ceilings
+# a ceiling keeps no snapshots, so what pools say about them must not rerun it
+CEILING_DEFAULTS = {"per_job": 1, "snapshots": False, "snapshot_type": "float32"}
 
 
 class Plan:
-    """The stages of one run. Every method returns the settings of one job."""
+    """Derives the settings of every job of one run. Raises ConfigError for an unknown entry."""
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
@@ -78,7 +79,7 @@ class Plan:
         return own + hard + [(name, "plain") for name in evaluate.plain]
 
     def require_target(self, dataset: str, ipc: str) -> None:
-        """Raise ConfigError when results are asked for that these settings do not describe."""
+        """Raise ConfigError unless the settings produce results/{dataset}_ipc{ipc}.json."""
         name, number = self.settings.dataset.name, self.settings.ipc
         if (dataset, ipc) != (name, str(number)):
             raise ConfigError(
@@ -89,18 +90,18 @@ class Plan:
 
     @property
     def networks(self) -> list[Network]:
-        """The architectures that will read the images."""
+        """The architectures that the images must fit."""
         names = self.settings.evaluate.architectures
         return [self._network(self.settings.teachers.network), *map(self._evaluated, names)]
 
     def prepare(self) -> PrepareSettings:
-        """The data stage."""
+        """The settings of the data stage."""
         dataset = self.settings.dataset
         images = _part(dataset, Images) | {"source": dataset.source or dataset.name}
         return PrepareSettings(images=images, **self._common("prepare"))
 
     def pool(self, name: PoolName) -> PoolSettings:
-        """A job of a pool."""
+        """The settings of a job that trains networks of pool `name`."""
         return PoolSettings(
             training=_part(self.settings.pools[name], PoolTraining),
             network=self._network(self.settings.teachers.network),
@@ -108,33 +109,33 @@ class Plan:
         )
 
     def pool_key(self, name: PoolName) -> str:
-        """Names the settings of a pool in the paths of its files: runs that share them share it."""
+        """The key of a pool's settings in the paths of its files, equal for equal settings."""
         return self.pool(name).fingerprint[:10]
 
     def distill_pool(self, entry: str) -> PoolName | None:
-        """The pool that an entry distils from."""
+        """The pool that `entry` distils from, or None."""
         return self.entry(entry).settings.pool
 
     def label_pool(self, entry: str) -> PoolName | None:
-        """The pool that labels the merged set of an entry."""
+        """The pool that labels the merged set of `entry`, or None."""
         settings = self.entry(entry).settings
         return (settings.pool or "teachers") if settings.labels_of == "pool" else None
 
     def distill(self, entry: str) -> DistillSettings:
-        """A shard of an entry."""
-        found = self.entry(entry)
-        own = found.settings
-        told: dict[str, Any] = {"rounds": self._rounds(found)}
+        """The settings of a shard of `entry`."""
+        item = self.entry(entry)
+        own = item.settings
+        fields: dict[str, Any] = {"rounds": self._rounds(item)}
         if own.trains:
-            told |= {"recipe": self._recipe(found), "precision": self.settings.compute.precision}
+            fields |= {"recipe": self._recipe(item), "precision": self.settings.compute.precision}
         if own.trains and own.pool is None:
             network = getattr(own, "network", None) or self.settings.teachers.network
-            told["network"] = self._network(network)
+            fields["network"] = self._network(network)
         return DistillSettings(
-            method=found.method,
-            options=own.model_dump(mode="json", exclude=TOLD_OTHERWISE),
+            method=item.method,
+            options=own.model_dump(mode="json", exclude=EXCLUDED_OPTIONS),
             ipc=self.shard_ipc,
-            **told,
+            **fields,
             **self._common("distill"),
         )
 
@@ -145,22 +146,23 @@ class Plan:
         return self.settings.distill.rounds if own.rounds is None else own.rounds
 
     def merge(self, entry: str) -> MergeSettings:
-        """The distilled set of an entry."""
-        found = self.entry(entry)
-        own, common = found.settings, self.settings.distill
-        told: dict[str, Any] = {"labels": own.labels_of}
+        """The settings of the merged set of `entry`."""
+        item = self.entry(entry)
+        own, common = item.settings, self.settings.distill
+        fields: dict[str, Any] = {"labels": own.labels_of}
         if own.labels_of == "pool":
-            told["labels"] = own.labels or common.labels
-            told["label_epoch"] = common.label_epoch if own.label_epoch is None else own.label_epoch
+            fields["labels"] = own.labels or common.labels
+            epoch = common.label_epoch if own.label_epoch is None else own.label_epoch
+            fields["label_epoch"] = epoch
         return MergeSettings(
-            entry=entry, recipe=self._recipe(found), **told, **self._common("merge")
+            entry=entry, recipe=self._recipe(item), **fields, **self._common("merge")
         )
 
     def _recipe(self, entry: Entry) -> RecipeSettings:
         return self.settings.recipe.changed(entry.settings.recipe.model_dump(exclude_none=True))
 
     def evaluate(self, network: str, protocol: str) -> EvaluateSettings:
-        """The networks of one architecture under one protocol."""
+        """The settings of the evaluation of one architecture under one protocol."""
         section = self.settings.evaluate
         numbers = {key: getattr(section, key) for key in ("epochs", "networks", "rates")}
         override = section.overrides.get(network)
@@ -174,10 +176,10 @@ class Plan:
         )
 
     def ceiling(self, network: str) -> CeilingSettings:
-        """The networks trained on the full data."""
+        """The settings of the ceiling of one architecture, trained on the full data."""
         section = self.settings.evaluate.ceiling
         training = _part(self.settings.teachers, PoolTraining)
-        training |= {"epochs": section.epochs} | KEPT_BY_POOLS
+        training |= {"epochs": section.epochs} | CEILING_DEFAULTS
         return CeilingSettings(
             training=training,
             networks=section.networks,
@@ -186,7 +188,7 @@ class Plan:
         )
 
     def nas_proxy(self) -> RankingSettings:
-        """NAS networks trained on a distilled set."""
+        """The settings of the NAS ranking by a distilled set."""
         nas = self.settings.nas
         return RankingSettings(
             ranked=_part(nas, RankedNetworks),
@@ -196,7 +198,7 @@ class Plan:
         )
 
     def nas_reference(self) -> RankingSettings:
-        """The same networks trained on the full data."""
+        """The settings of the NAS ranking by the full data."""
         nas = self.settings.nas
         return RankingSettings(
             ranked=_part(nas, RankedNetworks),
@@ -206,13 +208,13 @@ class Plan:
         )
 
     def nas(self) -> AgreementSettings:
-        """The comparison of two rankings."""
+        """The settings of the comparison of the two rankings."""
         reference = self.settings.nas.reference
         column = reference.column if reference.source == "table" else None
         return AgreementSettings(source=reference.source, column=column, **self._common("nas"))
 
     def collect(self) -> CollectSettings:
-        """The results file, with a record of all settings but paths and how to compute."""
+        """The settings of the results file, with a record of all settings but paths and compute."""
         record = self.settings.model_dump(mode="json", exclude={"compute"})
         del record["dataset"]["data_dir"]
         table = record["nas"]["reference"]["table"]

@@ -35,9 +35,9 @@ class NamedEntry(Section):
 
     @property
     def stated(self) -> dict[str, Any]:
-        """What it says; a null among the settings is one of them."""
-        found = self.model_dump(exclude_unset=True)
-        return {k: v for k, v in found.items() if k != "method" or v is not None}
+        """The keys that the config sets, without `method: null`; other nulls are values."""
+        fields = self.model_dump(exclude_unset=True)
+        return {k: v for k, v in fields.items() if k != "method" or v is not None}
 
 
 class Distill(Section):
@@ -67,7 +67,7 @@ Methods: type[Section] = create_model(
 
 @dataclass(frozen=True)
 class Entry:
-    """What a run distils and compares: a method with settings, under a name."""
+    """One distilled set of a run: a method with its settings, under a name."""
 
     name: str
     method: str
@@ -97,9 +97,9 @@ class RunSettings(Section):
 
         Raises ConfigError, one line that names the key, for the first thing that is wrong.
         """
-        found = cls().changed(check(config, cls))
-        found.require_sense()
-        return found
+        settings = cls().changed(check(config, cls))
+        settings.require_sense()
+        return settings
 
     @property
     def pools(self) -> dict[str, Pool]:
@@ -108,8 +108,8 @@ class RunSettings(Section):
 
     @property
     def entries(self) -> dict[str, Entry]:
-        """What is distilled and compared, by name, in the order of the results."""
-        found: dict[str, Entry] = {}
+        """The entries by name, in the order of the results; raises ConfigError for a wrong one."""
+        entries: dict[str, Entry] = {}
         for number, item in enumerate(self.distill.methods):
             place = f"distill.methods.{number}"
             stated = {"name": item} if isinstance(item, str) else item.stated
@@ -118,10 +118,10 @@ class RunSettings(Section):
                 raise ConfigError(
                     f"config: {place}.name: {name!r} is the name of another file: choose another"
                 )
-            if name in found:
+            if name in entries:
                 raise ConfigError(f"config: {place}: a second entry has the name {name!r}")
-            found[name] = self._entry(stated, found, place)
-        return found
+            entries[name] = self._entry(stated, entries, place)
+        return entries
 
     def _entry(self, stated: dict[str, Any], earlier: Mapping[str, Entry], place: str) -> Entry:
         name, changes = stated["name"], dict(stated)
@@ -135,13 +135,13 @@ class RunSettings(Section):
         elif base in methods():
             method, settings = base, getattr(self.methods, base)
         else:
-            known = list(dict.fromkeys([*methods(), *ready_entries(), *earlier]))
-            raise ConfigError(f"config: {place}: there is no method {base!r}; {hint(base, known)}")
+            names = list(dict.fromkeys([*methods(), *ready_entries(), *earlier]))
+            raise ConfigError(f"config: {place}: there is no method {base!r}; {hint(base, names)}")
         changes = check(changes, type(settings), place)
         return Entry(name, method, settings.changed(changes))
 
     def require_sense(self) -> None:
-        """Raise ConfigError when one setting is at odds with another."""
+        """Raise ConfigError when two settings contradict each other."""
         if self.dataset.source is None and self.dataset.name not in names_in("data.sources"):
             raise ConfigError(
                 f"config: dataset.source: null means dataset.name, and {self.dataset.name!r} is"
@@ -175,7 +175,7 @@ class RunSettings(Section):
                     raise ConfigError(f"config: nas.reference.{key}: needed with source: table")
 
     def _require_epochs(self, entry: Entry) -> None:
-        """Raise ConfigError when `entry` would match epochs that its experts do not have."""
+        """Raise ConfigError when `entry` needs epochs beyond the training of its pool."""
         for key, last in entry.settings.epochs_needed.items():
             pool = entry.settings.pool
             if last > self.pools[pool].epochs:

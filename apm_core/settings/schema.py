@@ -1,4 +1,4 @@
-"""The JSON schema of the settings, and the one line with which a config is refused."""
+"""The JSON schema of the settings, and the one-line messages of configs that violate it."""
 
 import difflib
 import math
@@ -24,7 +24,7 @@ Schema = dict[str, Any]
 
 
 class _Generator(GenerateJsonSchema):
-    """Without titles, and with null as one more type or value instead of an alternative."""
+    """Generates schemas without titles, with null as one more type or value, not as an anyOf."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ANN401, ARG002 - pydantic's
         return False
@@ -46,20 +46,20 @@ class _Generator(GenerateJsonSchema):
 @cache
 def schema_of(model: type[BaseModel]) -> Schema:
     """The JSON schema of `model`, its shared definitions under $defs."""
-    found = model.model_json_schema(schema_generator=_Generator)
-    for one in (found, *found.get("$defs", {}).values()):
-        one.pop("title", None)
-        for node in one.get("properties", {}).values():
+    schema = model.model_json_schema(schema_generator=_Generator)
+    for section in (schema, *schema.get("$defs", {}).values()):
+        section.pop("title", None)
+        for node in section.get("properties", {}).values():
             if "$ref" in node and "default" in node:
-                node["default"] = _different(node["default"], resolved(node, found), found)
+                node["default"] = _different(node["default"], resolved(node, schema), schema)
                 if not node["default"]:
                     del node["default"]
-    return found
+    return schema
 
 
 def _different(value: Mapping[str, Any], node: Mapping[str, Any], root: Schema) -> dict[str, Any]:
-    """What of a section's default `value` its fields do not say themselves."""
-    found = {}
+    """The items of a section's default `value` that differ from the defaults of its fields."""
+    differences = {}
     for key, item in value.items():
         field = node["properties"][key]
         if "$ref" in field:
@@ -68,13 +68,15 @@ def _different(value: Mapping[str, Any], node: Mapping[str, Any], root: Schema) 
         else:
             default = field.get("default")
         if item != default:
-            found[key] = item
-    return found
+            differences[key] = item
+    return differences
 
 
 def check(config: Any, model: type[BaseModel], *place: str) -> Any:  # noqa: ANN401 - JSON values
-    """`config`, where text that YAML reads as a number, as true or as null stands for it where the
-    schema of `model` wants one: so Snakemake hands over what is nested in --config.
+    """Check `config` against the schema of `model` and return it.
+
+    Text that YAML reads as a number, a boolean or null is converted where the schema has such a
+    type: Snakemake passes nested values of --config as text.
 
     Raises ConfigError, one line that names the key below `place`, for the first violation.
     """
@@ -108,15 +110,15 @@ def _read(value: Any, node: Mapping[str, Any], root: Schema) -> Any:  # noqa: AN
         return {key: _read(item, own.get(key, other), root) for key, item in value.items()}
     if isinstance(value, list):
         return [_read(item, node.get("items", {}), root) for item in value]
-    types = node.get("type", [])
-    wanted = {types} if isinstance(types, str) else set(types)
-    if not isinstance(value, str) or not wanted or "string" in wanted:
+    type_ = node.get("type", [])
+    types = {type_} if isinstance(type_, str) else set(type_)
+    if not isinstance(value, str) or not types or "string" in types:
         return value
     try:
-        found = yaml.safe_load(value)
+        parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         return value
-    return value if isinstance(found, str) else found
+    return value if isinstance(parsed, str) else parsed
 
 
 def _leaves(value: Any, *path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
@@ -131,28 +133,27 @@ def _leaves(value: Any, *path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN40
 def _one_line(error: Any, place: tuple[str, ...]) -> str:  # noqa: ANN401 - a ValidationError
     key = ".".join([*place, *(str(part) for part in error.absolute_path)])
     if error.validator == "additionalProperties":
-        known = sorted(error.schema.get("properties", {}))
-        unknown = next(name for name in error.instance if name not in known)
+        keys = sorted(error.schema.get("properties", {}))
+        unknown = next(name for name in error.instance if name not in keys)
         full = f"{key}.{unknown}" if key else unknown
-        return f"config: {full}: there is no such key; {hint(unknown, known)}"
-    found = error.message
-    if len(found) > LONGEST:  # it quotes the value
-        found = f"{found[: LONGEST // 2]} ... {found[-LONGEST // 2 :]}"
-    message = f"config: {key}: {found}"
+        return f"config: {full}: there is no such key; {hint(unknown, keys)}"
+    reason = error.message
+    if len(reason) > LONGEST:  # it quotes the value
+        reason = f"{reason[: LONGEST // 2]} ... {reason[-LONGEST // 2 :]}"
+    message = f"config: {key}: {reason}"
     value = error.instance
     if error.validator == "type" and isinstance(value, str) and _is_number(value):
         message += f" (YAML reads {value} as text: write {float(value):.1e} with a point)"
-    description = error.schema.get("description", "").partition("\n")[
-        0
-    ]  # of a section: a docstring
+    # a section's description is its docstring: only the first line is shown
+    description = error.schema.get("description", "").partition("\n")[0]
     meaning = ", ".join(filter(None, [description, bounds(error.schema)]))
     return message + (f"; {meaning}" if meaning else "")
 
 
-def hint(unknown: str, known: list[str]) -> str:
-    """What was probably meant, or what there is."""
-    close = difflib.get_close_matches(unknown, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+def hint(unknown: str, names: list[str]) -> str:
+    """The name most like `unknown` as a question, or the list of all `names`."""
+    close = difflib.get_close_matches(unknown, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(names)}"
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What all sections of the settings share."""
+"""The base class of all sections of the settings, and the types of bounded numbers."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -13,22 +13,22 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]  # zero to below one
 
 
 class Section(BaseModel):
-    """Settings that belong together. They never change, and unknown keys are refused."""
+    """One group of settings: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
-        """These settings with `changes` laid over them, section by section."""
+        """A copy with `changes` merged in, section by section; pydantic validates the result."""
         return type(self).model_validate(laid_over(self.model_dump(), changes))
 
 
 def setting(default: Any, meaning: str) -> Any:  # noqa: ANN401 - the type stands at the field
-    """A field with its default and its meaning in one line."""
+    """A field with its default and a one-line description."""
     return Field(default, description=meaning)
 
 
 def laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` over `base`, as Snakemake lays one config file over another."""
+    """`base` updated by `changes` recursively, as Snakemake merges config files."""
     result = dict(base)
     for key, value in changes.items():
         below = result.get(key)

@@ -1,7 +1,7 @@
-"""What the result of each job depends on: the settings that a stage is told.
+"""The settings of each stage: everything that the result of a job depends on.
 
 Their canonical text is the job's only parameter, so a job runs again exactly when one of them has
-changed. `workflow/plan.py` cuts them out of the settings of a run.
+changed. `apm_core/settings/plan.py` derives them from the settings of a run.
 """
 
 import json
@@ -17,7 +17,7 @@ from apm_core.settings.training import Network, PoolTraining, RecipeSettings
 
 
 class StageSettings(Section):
-    """What every stage is told."""
+    """The settings that every stage has."""
 
     seed: int = 0
     algorithm: int = 1  # raised when the code of the stage changes its results
@@ -38,18 +38,18 @@ class StageSettings(Section):
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """The settings that `text` gave."""
+        """The settings whose `text` this is; raises ValueError for any other text."""
         return cls.model_validate(json.loads(text))
 
 
 class PrepareSettings(StageSettings):
-    """The data stage."""
+    """Settings of the data stage."""
 
     images: Images  # source is never None
 
 
 class PoolSettings(StageSettings):
-    """A job that trains networks of a pool; how many there are in all does not matter to one."""
+    """Settings of a job that trains networks of a pool, whose size does not affect the job."""
 
     training: PoolTraining
     network: Network
@@ -57,10 +57,10 @@ class PoolSettings(StageSettings):
 
 
 class DistillSettings(StageSettings):
-    """A shard; neither its number nor how many there are matter."""
+    """Settings of a shard, equal for all shards of an entry."""
 
     method: str
-    options: dict[str, Any]  # of the method, those that distillation depends on
+    options: dict[str, Any]  # settings of the method that its shards depend on
     ipc: int  # images per class of the shard
     rounds: int | None = None  # R: rounds 0 to R; None: no rounds
     recipe: RecipeSettings | None = None  # the last three are None where no network runs
@@ -74,7 +74,7 @@ class DistillSettings(StageSettings):
 
 
 class MergeSettings(StageSettings):
-    """The distilled set: its name, its labels, and the recipe that it is published with."""
+    """Settings of a merged set: its entry, its labels and the recipe stored with it."""
 
     entry: str
     labels: Literal["teacher", "mean", "classes", "own"]
@@ -83,7 +83,7 @@ class MergeSettings(StageSettings):
 
 
 class EvaluateSettings(StageSettings):
-    """The networks of one architecture under one protocol."""
+    """Settings of the evaluation of one architecture under one protocol."""
 
     protocol: Protocol
     epochs: int
@@ -95,7 +95,7 @@ class EvaluateSettings(StageSettings):
 
 
 class CeilingSettings(StageSettings):
-    """The networks trained on the full data."""
+    """Settings of the ceiling of one architecture, trained on the full data."""
 
     training: PoolTraining
     networks: int
@@ -104,7 +104,7 @@ class CeilingSettings(StageSettings):
 
 
 class RankingSettings(StageSettings):
-    """NAS-Bench-201 networks, trained on a distilled set or on the full data."""
+    """Settings of a NAS-Bench-201 ranking, by a distilled set or by the full data."""
 
     ranked: RankedNetworks
     training: RankingTraining
@@ -114,14 +114,14 @@ class RankingSettings(StageSettings):
 
 
 class AgreementSettings(StageSettings):
-    """The comparison of two rankings."""
+    """Settings of the comparison of two rankings."""
 
     source: Literal["train", "table"]
     column: str | None = None
 
 
 class CollectSettings(StageSettings):
-    """The results file."""
+    """Settings of the results file."""
 
     ipc: int
     record: dict[str, Any]  # all settings of the run, without paths

@@ -1,4 +1,4 @@
-"""Settings as text: one spelling for equal settings, and a short name for each. Light to import."""
+"""Canonical JSON of settings, and its fingerprint. Light to import."""
 
 import hashlib
 import json

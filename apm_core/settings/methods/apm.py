@@ -1,4 +1,4 @@
-"""Settings of adversarial prediction matching, as published, and of what was made of it here."""
+"""Settings of adversarial prediction matching: as published (`apm`), and improved (`apm_plus`)."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -62,9 +62,9 @@ class APMPlusSettings(APMSettings):
 
     @property
     def epochs_needed(self) -> dict[str, int]:
-        """The epochs of the teachers of images and labels."""
-        asked = {"teacher_epochs": max(self.teacher_epochs or [0])}
-        return asked | {"label_epoch": self.label_epoch or 0}
+        """The last epochs of the teachers of the images and of the labels."""
+        last = max(self.teacher_epochs or [0])
+        return {"teacher_epochs": last, "label_epoch": self.label_epoch or 0}
 
 
 METHODS = {"apm": APMSettings(), "apm_plus": APMPlusSettings()}

@@ -24,7 +24,7 @@ class DCSettings(IterativeSettings):
 
     @property
     def labels_of(self) -> Literal["pool", "classes", "own"]:
-        """The classes."""
+        """The source of the merged set's labels: the class indices."""
         return "classes"
 
 

@@ -18,7 +18,7 @@ class DMSettings(IterativeSettings):
 
     @property
     def labels_of(self) -> Literal["pool", "classes", "own"]:
-        """The classes."""
+        """The source of the merged set's labels: the class indices."""
         return "classes"
 
 

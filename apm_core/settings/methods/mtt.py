@@ -24,7 +24,7 @@ class TrajectorySettings(IterativeSettings):
 
     @property
     def epochs_needed(self) -> dict[str, int]:
-        """Where the latest piece of a trajectory ends."""
+        """The last epoch at which a matched segment of a trajectory ends."""
         return {"start_below": self.start_below - 1 + self.expert_epochs}
 
 

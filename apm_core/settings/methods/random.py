@@ -18,7 +18,7 @@ class RandomSettings(LabelledByPool, MethodSettings):
 
     @property
     def labels_of(self) -> Literal["pool", "classes", "own"]:
-        """The teachers, or the classes."""
+        """The source of the merged set's labels: the class indices, or the teachers."""
         return "classes" if self.labels == "classes" else "pool"
 
 
