@@ -1,4 +1,4 @@
-"""Open a folder of images, or an archive of one, as a folder."""
+"""Opens a folder of images, or an archive of one, as a folder."""
 
 import tarfile
 import tempfile
@@ -15,7 +15,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 @contextmanager
 def opened(source: Path) -> Iterator[Path]:
-    """Give the folder at `source`, or the contents of the archive there in a temporary folder.
+    """Yield the folder at `source`, or the contents of the archive there in a temporary folder.
 
     Messages of errors raised inside the block name the archive in place of the temporary folder,
     which is gone by the time they are read.

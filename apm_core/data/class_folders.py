@@ -27,16 +27,16 @@ ClassFiles = dict[str, list[Path]]  # class name -> its image files, both sorted
 
 
 def read_splits(root: Path, *, tests: tuple[str, ...]) -> tuple[ClassFiles, ClassFiles]:
-    """List `root/train` and the first of the folders `tests` that exists.
+    """List the image files of `root/train` and of the first existing folder of `tests`.
 
     Raises:
         DataError: no test folder, or its classes are not those of `train`.
     """
     folder = next((root / name for name in tests if (root / name).is_dir()), None)
     if folder is None:
-        wanted = " or ".join(f"{name}/" for name in tests)
+        folders = " or ".join(f"{name}/" for name in tests)
         raise DataError(
-            f"{root} has train/ but no {wanted}: add it, or set dataset.data_dir to the training "
+            f"{root} has train/ but no {folders}: add it, or set dataset.data_dir to the training "
             "folder alone to have it split"
         )
     train, test = class_files(root / "train"), class_files(folder)
@@ -104,14 +104,17 @@ def load(
     class_names: tuple[str, ...] | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Dataset:
-    """Decode listed files; both splits share one array, so they agree in size and channels.
+    """Decode image files into a data set; both splits share one array, thus size and channels.
 
     Args:
         train: files by class.
         test: files by class, in the same class order.
-        form: wanted side, channels and fit.
-        class_names: names to show, where the folders are called otherwise.
-        warnings: one-line remarks to hand on.
+        form: target side, channels and fit.
+        class_names: names of the classes; None: those of the folders.
+        warnings: one line each, for `Dataset.warnings`.
+
+    Raises:
+        DataError: damaged files, or sizes that differ or are not square without a resolution.
     """
     images = decode([*chain(*train.values(), *test.values())], form)
     cut = sum(map(len, train.values()))

@@ -1,4 +1,4 @@
-"""Images in two splits, as every reader returns them, and the cut for sets that come in one."""
+"""A data set of two splits, as every source returns it, and random splits of undivided sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,19 +39,19 @@ class Dataset:
 
 
 def cut(images: np.ndarray, labels: np.ndarray, names: Sequence[str], **how: float) -> list[Split]:
-    """Two splits, training and test, of a set that comes in one; `how` is that of `test_members`.
+    """Split images (N, C, H, W) with labels (N,) into [train, test], class by class.
 
-    Raises what `test_members` raises.
+    `how` is `fraction` and `seed` of `test_members`. Raises what `test_members` raises.
     """
-    chosen = np.zeros(len(labels), dtype=bool)
+    test = np.zeros(len(labels), dtype=bool)
     for label, name in enumerate(names):
         own = labels == label
-        chosen[own] = test_members(own.sum(), label=label, name=name, **how)
-    return [Split(images[part], labels[part]) for part in (~chosen, chosen)]
+        test[own] = test_members(own.sum(), label=label, name=name, **how)
+    return [Split(images[rows], labels[rows]) for rows in (~test, test)]
 
 
 def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
-    """The same with a share of each training class in place of the test split.
+    """Replace the test split by a share `fraction` of each training class.
 
     Raises what `test_members` raises.
     """
@@ -61,7 +61,7 @@ def hold_out(dataset: Dataset, *, fraction: float, seed: int) -> Dataset:
 
 
 def test_members(count: int, *, fraction: float, seed: int, label: int, name: str) -> np.ndarray:
-    """Choose which members of one class go to the test split.
+    """Draw the members of one class that go to the test split.
 
     The draw depends on the seed and on this class alone, so that a change in one class leaves the
     others as they were. Both sides get at least one image.
@@ -89,8 +89,8 @@ def test_members(count: int, *, fraction: float, seed: int, label: int, name: st
             f"class {name!r} has {count} image and cannot be split into train and test: "
             "add images or give separate train/ and test/ folders"
         )
-    wanted = min(max(round(count * fraction), 1), count - 1)
-    chosen = np.random.default_rng([seed, label]).permutation(count)[:wanted]
+    size = min(max(round(count * fraction), 1), count - 1)
+    indices = np.random.default_rng([seed, label]).permutation(count)[:size]
     members = np.zeros(count, dtype=bool)
-    members[chosen] = True
+    members[indices] = True
     return members

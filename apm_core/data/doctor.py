@@ -1,4 +1,4 @@
-"""Look a data set over before hours are spent on it."""
+"""Checks of a data set before the pipeline spends hours on it."""
 
 import hashlib
 
@@ -11,10 +11,10 @@ IMBALANCE = 2.0  # largest over smallest class from which a warning is due
 
 
 def examine(dataset: Dataset, *, ipc: int | None = None) -> tuple[str, ...]:
-    """Check that a data set can be distilled and judged.
+    """Check that a data set can be distilled and evaluated.
 
     Args:
-        dataset: what a reader returned.
+        dataset: the data set that a source returned.
         ipc: images per class to be distilled, if known.
 
     Returns:
@@ -22,12 +22,12 @@ def examine(dataset: Dataset, *, ipc: int | None = None) -> tuple[str, ...]:
 
     Raises:
         DataError: fewer than two classes, labels out of range, an empty class, or more images per
-            class asked for than the smallest class has.
+            class than the smallest class has.
     """
     names = dataset.class_names
     if len(names) < 2:
-        found = f"only the class {names[0]!r}" if names else "no class"
-        raise DataError(f"the data set has {found}: a classifier needs at least 2, add classes")
+        content = f"only the class {names[0]!r}" if names else "no class"
+        raise DataError(f"the data set has {content}: a classifier needs at least 2, add classes")
     counts = _class_counts(dataset.train, names, "train")
     _class_counts(dataset.test, names, "test")
     smallest, largest = int(counts.argmin()), int(counts.argmax())
@@ -46,7 +46,7 @@ def examine(dataset: Dataset, *, ipc: int | None = None) -> tuple[str, ...]:
 
 
 def _class_counts(split: Split, names: tuple[str, ...], where: str) -> np.ndarray:
-    """(K,) images per class of a split whose labels are in range and cover every class."""
+    """Images per class (K,); raises DataError for a label out of range or an empty class."""
     strays = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
     if len(strays):
         raise DataError(
@@ -61,7 +61,7 @@ def _class_counts(split: Split, names: tuple[str, ...], where: str) -> np.ndarra
 
 
 def _duplicates(dataset: Dataset) -> list[str]:
-    """Remarks on images that are equal byte for byte."""
+    """Warnings about images that are equal byte for byte."""
     first: dict[bytes, int] = {}  # digest -> first training image that has it
     for i, digest in enumerate(_digests(dataset.train)):
         first.setdefault(digest, i)

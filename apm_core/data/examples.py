@@ -1,4 +1,4 @@
-"""What a network is trained on and measured with, on the device."""
+"""Images with their targets, on the device."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +10,7 @@ from apm_core.runtime import streams
 
 
 class Images(Protocol):
-    """What can be indexed by an int64 tensor to give float images (B, C, H, W) on the device."""
+    """A collection that int64 indices (B,) turn into float images (B, C, H, W) on the device."""
 
     def __len__(self) -> int: ...
 
@@ -19,13 +19,13 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Examples:
-    """Images and what to learn about them, both on the device."""
+    """Images and their targets, both on the device."""
 
     images: Images  # (N, C, H, W) in the working space
     targets: Tensor  # (N,) int64 or (N, C) float32
 
     def some(self, count: int, *stream: streams.Key) -> "Examples":
-        """At most `count` different ones, named by `stream`."""
+        """A random subset of at most `count` examples, drawn from the stream `stream`."""
         order = torch.randperm(len(self.targets), generator=streams.generator(*stream))
-        chosen = order[:count].to(self.targets.device)
-        return Examples(self.images[chosen], self.targets[chosen])
+        rows = order[:count].to(self.targets.device)
+        return Examples(self.images[rows], self.targets[rows])

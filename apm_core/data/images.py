@@ -1,4 +1,4 @@
-"""From files or arrays of any kind to one uint8 array of square images with 1 or 3 channels."""
+"""Decodes files and arrays into one uint8 array of square images with 1 or 3 channels."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ NAMED = 3  # damaged files named in a message
 
 @dataclass(frozen=True)
 class ImageForm:
-    """The form in which images are wanted.
+    """The target size, channels and fit of images.
 
     Attributes:
         resolution: side in pixels, or None to keep a side that all images share.
@@ -45,7 +45,7 @@ class ImageForm:
 
 
 class Header(NamedTuple):
-    """What a file says about itself before its pixels are decoded; the size is the upright one."""
+    """Size and colour of a file, read before its pixels; width and height after EXIF rotation."""
 
     width: int
     height: int
@@ -60,7 +60,7 @@ def decode(paths: Sequence[Path], form: ImageForm) -> np.ndarray:
 
     Args:
         paths: image files.
-        form: wanted side, channels and fit.
+        form: target side, channels and fit.
 
     Returns:
         (N, C, S, S) uint8.
@@ -68,9 +68,9 @@ def decode(paths: Sequence[Path], form: ImageForm) -> np.ndarray:
     Raises:
         DataError: damaged files, or sizes that differ or are not square without a resolution.
     """
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as executor:
         headers: list[Header | None] = [None] * len(paths)
-        _in_blocks(pool, len(paths), lambda i: headers.__setitem__(i, _header(paths[i])))
+        _in_blocks(executor, len(paths), lambda i: headers.__setitem__(i, _header(paths[i])))
         side = form.resolution or _common_side(paths, headers)
         channels = form.channels or (1 if all(h.grey for h in headers if h) else 3)
         images = np.empty((len(paths), channels, side, side), dtype=np.uint8)
@@ -83,7 +83,7 @@ def decode(paths: Sequence[Path], form: ImageForm) -> np.ndarray:
             except Exception as error:  # each codec raises its own kinds on damaged bytes
                 damage[i] = " ".join(f"{paths[i]} ({error})".split())
 
-        _in_blocks(pool, len(paths), fill)
+        _in_blocks(executor, len(paths), fill)
     if damage:
         first = "; ".join(damage[i] for i in sorted(damage)[:NAMED])
         more = ", ..." if len(damage) > NAMED else ""
@@ -95,11 +95,11 @@ def decode(paths: Sequence[Path], form: ImageForm) -> np.ndarray:
 
 
 def refit(images: np.ndarray, form: ImageForm) -> np.ndarray:
-    """Bring decoded images to the wanted form with the same resampling as files.
+    """Bring decoded images to `form` with the same resampling as files.
 
     Args:
         images: (N, C, H, W) uint8.
-        form: wanted side, channels and fit.
+        form: target side, channels and fit.
 
     Returns:
         (N, C', S, S) uint8, contiguous; the input itself where nothing changes.
@@ -114,19 +114,19 @@ def refit(images: np.ndarray, form: ImageForm) -> np.ndarray:
         picture = images[i, 0] if channels == 1 else images[i].transpose(1, 2, 0)
         result[i] = _pixels(Image.fromarray(np.ascontiguousarray(picture)), *shape, form.fit)
 
-    with ThreadPoolExecutor() as pool:
-        _in_blocks(pool, count, fill)
+    with ThreadPoolExecutor() as executor:
+        _in_blocks(executor, count, fill)
     return result
 
 
-def _in_blocks(pool: ThreadPoolExecutor, count: int, work: Callable[[int], None]) -> None:
+def _in_blocks(executor: ThreadPoolExecutor, count: int, work: Callable[[int], None]) -> None:
     """Call `work(i)` for every i below `count`, a block of indices per task."""
 
     def run(start: int) -> None:
         for i in range(start, min(start + BLOCK, count)):
             work(i)
 
-    for _ in pool.map(run, range(0, count, BLOCK)):  # fetching the results raises their errors
+    for _ in executor.map(run, range(0, count, BLOCK)):  # fetching the results raises their errors
         pass
 
 
@@ -143,17 +143,17 @@ def _header(path: Path) -> Header | None:
 
 
 def _common_side(paths: Sequence[Path], headers: Sequence[Header | None]) -> int:
-    """The side that all images share."""
+    """The side that all images share; raises DataError when they differ or are not square."""
     sizes: dict[tuple[int, int], Path] = {}
     for path, header in zip(paths, headers, strict=True):
         if header:
             sizes.setdefault((header.width, header.height), path)
-    named = [f"{path} is {width} x {height}" for (width, height), path in sizes.items()]
-    if len(named) > 1:
-        raise DataError(f"images differ in size: {named[0]}, {named[1]}: set dataset.resolution")
+    lines = [f"{path} is {width} x {height}" for (width, height), path in sizes.items()]
+    if len(lines) > 1:
+        raise DataError(f"images differ in size: {lines[0]}, {lines[1]}: set dataset.resolution")
     width, height = next(iter(sizes), (1, 1))  # nothing readable: decoding says so
     if width != height:
-        raise DataError(f"images are not square: {named[0]}: set dataset.resolution")
+        raise DataError(f"images are not square: {lines[0]}: set dataset.resolution")
     return width
 
 

@@ -1,4 +1,4 @@
-"""The prepared set: uint8 pixels, labels and the whitening, as every later stage reads them."""
+"""The data artifact: uint8 pixels, labels and the whitening, as every later stage reads them."""
 
 import math
 from dataclasses import dataclass
@@ -17,15 +17,12 @@ from apm_core.runtime import store, streams
 from apm_core.runtime.device import Compute
 
 KIND = "data"
-
-
-HELD_BYTES = (
-    4 << 30
-)  # a whitened split up to this size is held as float32, a larger one whitened per batch
+# a whitened split up to this size is held as float32, a larger one whitened per batch
+HELD_BYTES = 4 << 30
 
 
 class Whitened:
-    """uint8 images on the device that are whitened when indexed."""
+    """Holds uint8 images on the device and whitens them when indexed."""
 
     def __init__(self, images: Tensor, whitening: Whitening) -> None:
         self.images, self.whitening = images, whitening  # (N, C, H, W) uint8
@@ -39,7 +36,7 @@ class Whitened:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The data artifact, opened."""
+    """An open data artifact: its arrays and the whitening fitted to its training images."""
 
     artifact: store.Artifact
     whitening: Whitening
@@ -59,7 +56,7 @@ class PreparedData:
 
     @property
     def shape(self) -> Shape:
-        """What a network for these images must read."""
+        """The shape of images and classes that a network must have."""
         return Shape.of(self.artifact.shapes["train_images"], len(self.class_names))
 
     @property
@@ -97,23 +94,24 @@ class PreparedData:
         return self.at(np.concatenate([self.cut(self.order(c), c, ipc, index) for c in classes]))
 
     def order(self, c: int) -> np.ndarray:
-        """Rows of the training images of class `c`, in the order from which shards are cut."""
+        """Rows (n,) of the training images of class `c`, in the order from which shards are cut."""
         return self._order[c]
 
     def cut(self, rows: np.ndarray, c: int, ipc: int, index: int) -> np.ndarray:
-        """The part of shard `index` of `rows`, which are of class `c`; raises DataError when the
-        class has too few images.
+        """The rows (ipc,) of shard `index` among `rows` (n,) of class `c`.
+
+        Raises DataError when the class has too few images.
         """
-        taken = rows[index * ipc : (index + 1) * ipc]
-        if len(taken) < ipc:
+        part = rows[index * ipc : (index + 1) * ipc]
+        if len(part) < ipc:
             raise DataError(
                 f"class {self.class_names[c]!r} has {len(self._order[c])} training images,"
                 f" shard {index} needs {(index + 1) * ipc}: lower ipc"
             )
-        return taken
+        return part
 
     def at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Training images (n, C, H, W) float32 in the working space, and their class indices."""
+        """Training images (n, C, H, W) float32 in the working space and class indices (n,)."""
         images = torch.from_numpy(self.artifact.arrays["train_images"][rows])
         labels = torch.from_numpy(self.artifact.arrays["train_labels"][rows])
         return self.whitening.apply(images), labels

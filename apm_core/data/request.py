@@ -1,4 +1,4 @@
-"""Ask for a data set by name: what a source is told, and who answers."""
+"""Reading a data set by the name of its source."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std per chan
 
 @dataclass(frozen=True)
 class Request:
-    """What a source is told; each uses what concerns it."""
+    """The arguments of a source's `read`; a source ignores those that do not apply to it."""
 
     name: str  # of the source, for messages
     form: ImageForm
@@ -25,7 +25,7 @@ class Request:
 
     @property
     def root(self) -> Path:
-        """The folder of the files; raises DataError when none was given."""
+        """The folder of the files; raises DataError when `data_dir` is None."""
         if self.data_dir is None:
             raise DataError(
                 f"{self.name} needs a folder: set dataset.data_dir to where its files are"
@@ -59,7 +59,7 @@ def read(
         download: fetch `cifar10` and `cifar100` if missing; the others are never downloaded.
 
     Raises:
-        DataError: data that are missing, damaged or at odds with each other.
+        DataError: data that are missing, damaged or inconsistent.
         ConfigError: an unknown name; resolution, channels, fit or test_fraction out of bounds.
     """
     source = module_of(FOLDER, name)

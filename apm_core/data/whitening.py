@@ -85,14 +85,14 @@ class Whitening:
 
     @cached_property
     def inverse(self) -> Tensor:
-        """The inverse of `matrix` for "zca", (D, D) float32, symmetric; computed when first asked
-        for, because it is as large as the matrix and takes seconds.
+        """The inverse of `matrix` for "zca", (D, D) float32, symmetric; computed at first use,
+        because it is as large as the matrix and takes seconds.
         """
-        found = torch.linalg.inv(self.matrix.double())
-        return ((found + found.T) / 2).float()  # rounding leaves it a last bit from symmetric
+        inverse = torch.linalg.inv(self.matrix.double())
+        return ((inverse + inverse.T) / 2).float()  # rounding leaves it a last bit from symmetric
 
     def apply(self, images: Tensor) -> Tensor:
-        """Whiten.
+        """Whiten; raises DataError for images of another shape than at the fit.
 
         Args:
             images: (N, C, H, W), uint8 or floating point in [0, 1], on the device of `self`.
@@ -109,7 +109,7 @@ class Whitening:
         return ((pixels.flatten(1) - self.mean) @ self.matrix).view_as(pixels)
 
     def invert(self, images: Tensor) -> Tensor:
-        """Undo `apply`.
+        """Undo `apply`; raises DataError for images of another shape than at the fit.
 
         Args:
             images: (N, C, H, W) floating point, whitened.
@@ -141,30 +141,30 @@ class Whitening:
 
     @classmethod
     def from_arrays(cls, kind: str, arrays: Mapping[str, np.ndarray]) -> Self:
-        """Rebuild what `arrays` gave; arrays of other names, such as the inverse that earlier
-        versions stored too, are left alone.
+        """Rebuild a whitening from `arrays()`; arrays of other names are ignored, such as the
+        inverse that earlier versions stored.
 
         Raises:
             ArtifactError: an unknown kind, or arrays of this kind are missing.
         """
         own = {n.removeprefix(PREFIX): arrays[n] for n in arrays if n.startswith(PREFIX)}
         if kind not in FIELDS or not own.keys() >= set(FIELDS[kind]):
-            wanted = ", ".join(FIELDS.get(kind, ())) or "none"
+            expected = ", ".join(FIELDS.get(kind, ())) or "none"
             raise ArtifactError(
                 f"stored whitening {kind!r} has arrays {', '.join(sorted(own)) or 'none'}, "
-                f"expected {wanted}: run the stage that wrote it again"
+                f"expected {expected}: run the stage that wrote it again"
             )
         return cls(kind, **{name: torch.tensor(own[name]) for name in FIELDS[kind]})
 
     def _check_shape(self, images: Tensor) -> None:
         # one channel would otherwise broadcast against three in silence
         per_channel = self.kind == "channel"
-        found = images.shape[1] if per_channel else images.shape[1:].numel()
-        if found != len(self.mean):
+        count = images.shape[1] if per_channel else images.shape[1:].numel()
+        if count != len(self.mean):
             raise DataError(
                 f"whitening {self.kind!r} was fitted to {len(self.mean)} "
                 f"{'channels' if per_channel else 'values'} per image but images of shape "
-                f"{tuple(images.shape[1:])} have {found}: fit it to this data set"
+                f"{tuple(images.shape[1:])} have {count}: fit it to this data set"
             )
 
 

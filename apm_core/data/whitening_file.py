@@ -14,10 +14,10 @@ KIND = "whitening"
 
 @dataclass(frozen=True)
 class WhiteningFile:
-    """Where a whitening lies and which one it must be; read when first asked for.
+    """Path and expected content of a whitening; the file is read at first use.
 
     Attributes:
-        path: the file, which need not be there before it is asked for.
+        path: the file, which must exist only when `whitening` is used.
         content: hash of its arrays.
     """
 
@@ -26,7 +26,7 @@ class WhiteningFile:
 
     @cached_property
     def whitening(self) -> Whitening:
-        """What the file holds.
+        """The whitening in the file.
 
         Raises ArtifactError when the file is missing, damaged or of another data set.
         """
@@ -35,14 +35,14 @@ class WhiteningFile:
                 f"{self.path}: there is no such file, and the set beside it needs it for its"
                 f" whitening: copy it from where the set was made, or run snakemake {self.path}"
             )
-        found = store.read(self.path, KIND)
-        if found.content != self.content:
+        stored = store.read(self.path, KIND)
+        if stored.content != self.content:
             raise ArtifactError(
                 f"{self.path}: this is the whitening of other data than the set beside it was"
-                f" made from ({found.content[:12]} against {self.content[:12]}): put the file that"
+                f" made from ({stored.content[:12]} against {self.content[:12]}): put the file that"
                 " belongs to the set here, or make the set again"
             )
-        return Whitening.from_arrays(found.info["whitening"], found.arrays)
+        return Whitening.from_arrays(stored.info["whitening"], stored.arrays)
 
 
 def write(path: str | Path, data: PreparedData) -> store.Artifact:

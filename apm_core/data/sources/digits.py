@@ -11,7 +11,7 @@ CHANNELS = None
 
 
 def read(request: Request) -> Dataset:
-    """Cut the scans in two; raises ConfigError for a share of test images out of bounds."""
+    """Read and split the scans; raises ConfigError for a share of test images out of bounds."""
     scans = load_digits()
     images = refit(np.rint(scans.images * (255 / 16)).astype(np.uint8)[:, None], request.form)
     labels = scans.target.astype(np.int64)

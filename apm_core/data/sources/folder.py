@@ -33,6 +33,6 @@ def _cut(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles, Cla
     test: ClassFiles = {}
     for label, (name, paths) in enumerate(files.items()):
         members = test_members(len(paths), fraction=fraction, seed=seed, label=label, name=name)
-        train[name] = [path for path, chosen in zip(paths, members, strict=True) if not chosen]
-        test[name] = [path for path, chosen in zip(paths, members, strict=True) if chosen]
+        train[name] = [path for path, is_test in zip(paths, members, strict=True) if not is_test]
+        test[name] = [path for path, is_test in zip(paths, members, strict=True) if is_test]
     return train, test

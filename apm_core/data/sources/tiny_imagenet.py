@@ -70,7 +70,7 @@ def _test_files(val: Path, wnids: list[str]) -> ClassFiles:
 
 
 def _class_names(words: Path, wnids: list[str]) -> tuple[str, ...]:
-    """The first synonym of every class, or its identifier where words.txt does not help."""
+    """The first synonym of every class, or its identifier where words.txt lacks it."""
     lines = words.read_text("utf-8").splitlines() if words.is_file() else []
     synonyms = dict(line.split("\t", 1) for line in lines if "\t" in line)
     return tuple(synonyms.get(wnid, wnid).split(",")[0] for wnid in wnids)
