@@ -26,7 +26,7 @@ def why_not(name: str, shape: Shape) -> str | None:
 
 
 def takers(setting: str) -> tuple[str, ...]:
-    """The architectures that take `setting`, "width" or "depth"."""
+    """The architectures whose constructor takes `setting`, "width" or "depth"."""
     return tuple(
         name for name in names_in(FOLDER) if setting in inspect.signature(_class(name)).parameters
     )
@@ -50,13 +50,15 @@ def build(
     or for a setting out of place or out of bounds.
     """
     _check_shape(name, shape)
-    given = {key: n for key, n in (("width", width), ("depth", depth)) if n is not None}
-    for key, value in given.items():
+    sizes = {key: n for key, n in (("width", width), ("depth", depth)) if n is not None}
+    for key, value in sizes.items():
         owners = takers(key)
         if name not in owners:
-            known = " and ".join(owners)
-            raise ConfigError(f"{key}={value} is a setting of {known}: remove it for {name}")
-    return _class(name)(shape, **given)
+            architectures = " and ".join(owners)
+            raise ConfigError(
+                f"{key}={value} is a setting of {architectures}: remove it for {name}"
+            )
+    return _class(name)(shape, **sizes)
 
 
 def _class(name: str) -> type[nn.Module]:

@@ -1,4 +1,4 @@
-"""What the architectures share: the description of their input and their normalisation."""
+"""The shape of networks, checks of arguments, and the normalisation of the architectures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

@@ -1,4 +1,4 @@
-"""One network as one vector: every parameter and every gradient is a view into two flat tensors.
+"""A network as one vector: its parameters and its gradients are views into two flat tensors.
 
 A snapshot is then a single copy, a teacher is loaded by a single copy, and an optimizer updates the
 network in one kernel instead of one per parameter.
@@ -16,7 +16,7 @@ class FlatNet:
 
     The module stays usable by itself; its parameters keep their names and shapes. Wrap it after
     the last `.to(...)`. Train with `torch.optim.SGD([flat.vector])`, and clear the gradient with
-    `flat.zero_grad()`: the optimizer's own zero_grad would only let go of it.
+    `flat.zero_grad()`: the optimizer's own zero_grad would detach it.
 
     Not in the vector: buffers, such as the running statistics of batch norm. Not supported:
     `backward(create_graph=True)`, for which autograd puts new tensors in place of the gradients.
@@ -53,23 +53,21 @@ class FlatNet:
 
     @property
     def fuses(self) -> bool:
-        """Whether the module says that compiling it pays on a CPU."""
+        """Whether compiling the module saves time on a CPU, as its class states."""
         return getattr(self.module, "fuses", False)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """What the module returns for `x`."""
+        """The module's output for `x`."""
         return self.module(x)
 
     def at(self, vector: Tensor, x: Tensor) -> Tensor:
-        """What the module would return for `x` with the parameters `vector` (P,), differentiable in
-        both.
-        """
+        """The module's output for `x` with the parameters `vector` (P,), differentiable in both."""
         pieces = self._split(vector, self._parameters)
         names = [name for name, _ in self.module.named_parameters()]
         return functional_call(self.module, dict(zip(names, pieces, strict=True)), (x,))
 
     def zero_grad(self) -> None:
-        """Set the gradient to zero in place, and attach it again wherever it was let go."""
+        """Set the gradient to zero in place, and attach it again where it was detached."""
         self.grad.zero_()
         self.vector.grad = self.grad
         for parameter, view in zip(self._parameters, self._grads, strict=True):
@@ -98,7 +96,7 @@ def _check(parameters: list[nn.Parameter]) -> None:
         raise ConfigError("the network has no parameters to flatten")
     kinds = {(p.dtype, p.device) for p in parameters}
     if len(kinds) > 1 or parameters[0].dtype not in (torch.float32, torch.float64):
-        found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        listing = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
         raise ConfigError(
-            f"all parameters must be float32, or all float64, on one device; found {found}"
+            f"all parameters must be float32, or all float64, on one device; found {listing}"
         )

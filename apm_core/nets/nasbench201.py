@@ -50,11 +50,11 @@ def is_constant(ops: Sequence[int]) -> bool:
 
     Such a network gives the same logits for every image, so its rank among others means nothing.
     """
-    reached = {0}
+    nodes = {0}
     for (node, source), op in zip(EDGES, _checked(ops), strict=True):
-        if OPS[op] != "none" and source in reached:
-            reached.add(node)
-    return 3 not in reached
+        if OPS[op] != "none" and source in nodes:
+            nodes.add(node)
+    return 3 not in nodes
 
 
 def sample(n: int, seed: int) -> list[str]:
@@ -74,7 +74,7 @@ def sample(n: int, seed: int) -> list[str]:
 def network(
     ops: Sequence[int], shape: Shape, *, stem: int = 16, cells: int = 5, norm: str = "batch"
 ) -> nn.Module:
-    """The network of one cell: images (N, channels, S, S) to logits (N, classes).
+    """Build the network of one cell: images (N, channels, S, S) to logits (N, classes).
 
     Three stages of `cells` equal cells at `stem`, 2 `stem` and 4 `stem` channels and S, S/2 and S/4
     pixels, with a residual block of stride 2 between them. `norm` is "batch" or "instance"; the

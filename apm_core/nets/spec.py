@@ -1,4 +1,4 @@
-"""An architecture with all its settings: what is needed to build a network again."""
+"""The specification of a network: architecture, shape, width and depth."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +16,10 @@ from apm_core.settings.training import Network
 
 @dataclass(frozen=True)
 class Spec:
-    """One architecture for one shape of images; `width` and `depth` are those of `nets.build`."""
+    """Builds networks of one architecture for one shape of images.
+
+    `width` and `depth` are those of `nets.build`.
+    """
 
     name: str
     shape: Shape
@@ -33,7 +36,7 @@ class Spec:
         return nets.build(self.name, self.shape, width=self.width, depth=self.depth)
 
     def network(self, device: torch.device) -> FlatNet:
-        """A network on `device` to load parameters into."""
+        """A network on `device`, whose parameters are to be loaded."""
         return FlatNet(self.build().to(device))
 
     def fresh(self, *stream: streams.Key) -> Tensor:

@@ -40,7 +40,7 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """Reads a resolution that is a multiple of 8, from 16 on; the last map is (8 width, S/8, S/8).
 
-    The average pool spans min(4, S/8) pixels; a rest that fills no window is dropped.
+    The average pooling has a window of min(4, S/8) pixels; a rest that fills no window is dropped.
     """
 
     def __init__(self, shape: Shape, width: int = WIDTH) -> None:
@@ -53,9 +53,9 @@ class ResNet18(nn.Module):
             layers += [BasicBlock(inputs, channels, stride), BasicBlock(channels, channels, 1)]
             inputs = channels
         side = shape.resolution // 8
-        pool = min(4, side)
-        self.features = nn.Sequential(*layers, nn.AvgPool2d(pool))
-        self.classifier = nn.Linear(inputs * (side // pool) ** 2, shape.classes)
+        window = min(4, side)
+        self.features = nn.Sequential(*layers, nn.AvgPool2d(window))
+        self.classifier = nn.Linear(inputs * (side // window) ** 2, shape.classes)
 
     @staticmethod
     def why_not(shape: Shape) -> str | None:

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from apm_core.nets.base import Shape, instance_norm, multiple_of
 
-STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # channels; each stage ends in a pool
+STAGES = (
+    (64,),
+    (128,),
+    (256, 256),
+    (512, 512),
+    (512, 512),
+)  # channels; max-pooling ends a stage
 
 
 class VGG11(nn.Module):
