@@ -54,10 +54,8 @@ def build(
     for key, value in sizes.items():
         owners = takers(key)
         if name not in owners:
-            architectures = " and ".join(owners)
-            raise ConfigError(
-                f"{key}={value} is a setting of {architectures}: remove it for {name}"
-            )
+            listing = " and ".join(owners)
+            raise ConfigError(f"{key}={value} is a setting of {listing}: remove it for {name}")
     return _class(name)(shape, **sizes)
 
 

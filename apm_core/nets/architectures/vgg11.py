@@ -8,13 +8,7 @@ from torch import Tensor, nn
 
 from apm_core.nets.base import Shape, instance_norm, multiple_of
 
-STAGES = (
-    (64,),
-    (128,),
-    (256, 256),
-    (512, 512),
-    (512, 512),
-)  # channels; max-pooling ends a stage
+STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # channels; each ends in max-pooling
 
 
 class VGG11(nn.Module):
