@@ -19,7 +19,7 @@ from apm_core.settings.text import fingerprint
 FORMAT = 2
 MOST = 0.01  # share of the time that saving may take
 Item = TypeVar("Item")
-State = dict[str, Any]
+SavedState = dict[str, Any]
 
 
 class Resume:
@@ -42,7 +42,7 @@ class Resume:
         self.earlier = 0.0  # seconds of work of the killed runs, up to the state that was loaded
         self._saved = self._started = time.monotonic()
 
-    def load(self) -> State | None:
+    def load(self) -> SavedState | None:
         """The saved state, or None. Raises ArtifactError for a damaged file or one of other
         settings.
         """
@@ -77,7 +77,7 @@ class Resume:
         wait = max(self.every, self._cost / MOST) if self.every else 0.0
         return self.stopping is not None or time.monotonic() - self._saved >= wait
 
-    def save(self, state: State) -> None:
+    def save(self, state: SavedState) -> None:
         """Replace the file by one that holds `state`; raises InterruptedRunError when the job is to
         stop.
         """
@@ -113,13 +113,13 @@ class Part:
 
     resume: Resume
     done: Sequence[Any]  # results of the items before it
-    state: State | None  # what a killed run had done of it
+    state: SavedState | None  # what a killed run had done of it
 
     def due(self) -> bool:
         """Whether it is time to save."""
         return self.resume.due()
 
-    def save(self, state: State) -> None:
+    def save(self, state: SavedState) -> None:
         """Keep `state` of this item, and the items before it."""
         self.resume.save({"done": self.done, "part": state})
 

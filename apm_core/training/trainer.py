@@ -18,7 +18,7 @@ from apm_core.errors import DivergenceError
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
 from apm_core.runtime.device import Compute, captured
-from apm_core.runtime.resume import Part, State
+from apm_core.runtime.resume import Part, SavedState
 from apm_core.runtime.run import Progress, silent
 from apm_core.training import augment
 from apm_core.training.inference import forward_flops
@@ -150,7 +150,7 @@ class Trainer:
         net.module.eval()
         return snapshots
 
-    def _unfinished(self, snapshots: list[Tensor], done: int) -> State:
+    def _unfinished(self, snapshots: list[Tensor], done: int) -> SavedState:
         """All that the passes after the first `done` depend on, and the snapshots so far."""
         tensors = [tensor.detach().cpu() for tensor in self._carried()]
         noise = [torch.get_rng_state()]
@@ -158,7 +158,7 @@ class Trainer:
             noise.append(torch.cuda.get_rng_state(self.compute.device))
         return {"done": done, "carried": tensors, "snapshots": snapshots, "noise": noise}
 
-    def _restore(self, state: State) -> tuple[list[Tensor], int]:
+    def _restore(self, state: SavedState) -> tuple[list[Tensor], int]:
         """Put back what `_unfinished` kept; returns the snapshots, and how many passes are done."""
         for tensor, saved in zip(self._carried(), state["carried"], strict=True):
             tensor.copy_(saved)
