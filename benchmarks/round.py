@@ -57,9 +57,9 @@ def our_update(given: Job, students: Tensor, compute: Compute) -> Callable[[], T
     state: State = method.start(given)
     state |= {"batch": torch.arange(len(state["images"]), device=compute.device)}
     state |= {"students": students, "teacher": 0}
-    method._place(state, state["batch"])
+    method.place_batch(state, state["batch"])
     given.teachers.load(0)
-    return lambda: method._image_gradient(state, "benchmark")[0]
+    return lambda: method.image_gradient(state, "benchmark")[0]
 
 
 def work(width: int, ipc: int, segment: int, compute: Compute) -> tuple[Job, Tensor]:

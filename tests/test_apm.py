@@ -144,13 +144,11 @@ def test_the_order_of_the_checkpoints_does_not_matter(pool):
     method = apm(logarithm=True)
     state = method.start(job(pool))
     method.round(state, 0)
-    gradient, _ = method._image_gradient(state, 1)
+    gradient, _ = method.image_gradient(state, 1)
     backwards = {**state, "students": state["students"].flip(0)}
-    torch.testing.assert_close(
-        method._image_gradient(backwards, 1)[0], gradient, rtol=1e-12, atol=0
-    )
+    torch.testing.assert_close(method.image_gradient(backwards, 1)[0], gradient, rtol=1e-12, atol=0)
     fewer = {**state, "students": state["students"][1:]}
-    assert not torch.allclose(method._image_gradient(fewer, 1)[0], gradient, rtol=1e-3)
+    assert not torch.allclose(method.image_gradient(fewer, 1)[0], gradient, rtol=1e-3)
 
 
 def test_augmented_images_get_the_gradient_through_the_augmentation(pool):

@@ -126,7 +126,7 @@ def test_after_running_out_of_memory_a_round_is_done_again_in_halves(
 ):
     whole, _ = shard(tmp_path / "a", settings, digits, teachers)
     small, _ = shard(tmp_path / "b", settings, digits, teachers, segment=5)
-    original = module.APM._segment_gradient
+    original = module.APM.segment_gradient
     sizes: list[int] = []
 
     def limited(self, images, *rest):
@@ -135,7 +135,7 @@ def test_after_running_out_of_memory_a_round_is_done_again_in_halves(
         sizes.append(len(images))
         return original(self, images, *rest)
 
-    monkeypatch.setattr(module.APM, "_segment_gradient", limited)
+    monkeypatch.setattr(module.APM, "segment_gradient", limited)
     cut, lines = shard(tmp_path / "c", settings, digits, teachers)
     assert [line for line in lines if line.startswith("out of memory")] == [
         "out of memory with 20 images at a time: going on with 10",
@@ -149,7 +149,7 @@ def test_after_running_out_of_memory_a_round_is_done_again_in_halves(
 def test_memory_that_runs_out_in_the_rehearsal_halves_the_segment_too(
     settings, digits, teachers, tmp_path, monkeypatch
 ):
-    original = module.APM._segment_gradient
+    original = module.APM.segment_gradient
 
     def limited(self, images, *rest):
         if len(images) > 10:
@@ -157,7 +157,7 @@ def test_memory_that_runs_out_in_the_rehearsal_halves_the_segment_too(
         return original(self, images, *rest)
 
     whole, _ = shard(tmp_path / "a", settings, digits, teachers)
-    monkeypatch.setattr(module.APM, "_segment_gradient", limited)
+    monkeypatch.setattr(module.APM, "segment_gradient", limited)
     cut, lines = shard(tmp_path / "b", settings, digits, teachers)
     assert lines[0] == "out of memory with 20 images at a time: going on with 10"
     assert lines[1].startswith("expected: ") and len(lines) == 3
@@ -170,7 +170,7 @@ def test_another_error_of_a_round_is_raised_as_it_is(
     def wrong(self, *_):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(module.APM, "_segment_gradient", wrong)
+    monkeypatch.setattr(module.APM, "segment_gradient", wrong)
     with pytest.raises(RuntimeError, match="shapes differ"):
         shard(tmp_path / "a", settings, digits, teachers)
 
@@ -186,7 +186,7 @@ def test_one_image_that_does_not_fit_ends_with_one_line(
             raise torch.OutOfMemoryError("CUDA out of memory.\nmore")
         return torch.zeros_like(images), torch.zeros(2)
 
-    monkeypatch.setattr(module.APM, "_segment_gradient", full)
+    monkeypatch.setattr(module.APM, "segment_gradient", full)
     message = r"out of memory with one image at a time: lower recipe\.batch or teachers\.width, or"
     with pytest.raises(OutOfMemoryError, match=message) as caught:
         shard(tmp_path / "a", settings, digits, teachers)
@@ -198,13 +198,13 @@ def test_a_budget_picks_the_segment_and_leaves_the_result(
     settings, digits, teachers, tmp_path, monkeypatch
 ):
     held = [0]
-    original = module.APM._segment_gradient
+    original = module.APM.segment_gradient
 
     def noted(self, images, *rest):
         held[0] = 1000 + 100 * len(images)
         return original(self, images, *rest)
 
-    monkeypatch.setattr(module.APM, "_segment_gradient", noted)
+    monkeypatch.setattr(module.APM, "segment_gradient", noted)
     monkeypatch.setattr(memory, "peak", lambda _: held[0])
     whole, lines = shard(tmp_path / "a", settings, digits, teachers)
     assert not any("allow" in line for line in lines)

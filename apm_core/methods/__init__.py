@@ -1,4 +1,4 @@
-"""The methods. This module imports none of them, so that it is light until one is built."""
+"""The distillation methods, imported only when one is built: this module is light to import."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def build(settings: DistillSettings) -> "Method | OneShot":
-    """The method that the settings of a shard name."""
+    """Build the method that the settings of a shard name."""
     from apm_core.training.recipe import Recipe
 
     own = settings.own

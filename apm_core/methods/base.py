@@ -1,7 +1,8 @@
 """The contract of a distillation method.
 
-A method says where its images (labels, learning rate) should go; the house moves them
-(`movers.py`), saves and resumes, guards against divergence and full memory (`stages/distill.py`).
+A method computes gradients for its images (labels, learning rate). Movers apply them
+(`movers.py`); the stage saves and resumes the state, stops on divergence and makes segments smaller
+when memory is full (`stages/distill.py`).
 """
 
 import math
@@ -26,7 +27,7 @@ from apm_core.training.teacher_pool import TeacherPool
 
 @dataclass(frozen=True)
 class Job:
-    """What one shard has to work with.
+    """The inputs of one shard: data, pool, device, sizes and seed.
 
     `segment` is the number of images that pass through a network at once in the image update, and
     `home` where the images of the whole shard live between the rounds; both decide memory and
@@ -49,12 +50,12 @@ class Job:
 
     @property
     def stream(self) -> tuple[int, str, int]:
-        """The name under which this shard draws its random numbers."""
+        """The first keys of every random stream of this shard."""
         return (self.seed, "distill", self.shard)
 
     @property
     def teachers(self) -> TeacherPool:
-        """The pool; raises ConfigError when the method was started without one."""
+        """The teacher pool; raises ConfigError when there is none."""
         if self.pool is None:
             raise ConfigError("this method needs teachers: give it the pool of the teachers stage")
         return self.pool
@@ -83,21 +84,21 @@ class Shard:
 
 @dataclass(frozen=True)
 class Update:
-    """What a round found out: where to move, and figures to show."""
+    """The outcome of a step: figures to show, and a gradient for each tensor to move."""
 
     figures: dict[str, float]  # all finite unless the method diverged
     gradients: Mapping[str, Tensor | Rows] = field(default_factory=dict)  # by name in the state
-    # what follows once all has moved: it changes the state that it is given
+    # called with the state after the moves, which it may change
     then: Callable[[State], None] | None = None
 
 
 class OneShot(ABC):
-    """A method without rounds: it selects, or makes, all images at once.
+    """A method without rounds, which selects or makes all images at once.
 
     Args:
         settings: of the method.
-        name: of the method in the config, for messages: one class may serve several.
-        recipe: how the set is trained on; None where no network runs.
+        name: of the method in the config, for messages; one class may implement several.
+        recipe: how networks are trained on the set; None where no network runs.
     """
 
     def __init__(self, settings: MethodSettings, *, name: str, recipe: Recipe | None) -> None:
@@ -117,10 +118,10 @@ class Method(ABC):
 
     Args:
         settings: of the method.
-        name: of the method in the config, for messages: one class may serve several.
-        recipe: how the set is trained on, and students with it.
+        name: of the method in the config, for messages; one class may implement several.
+        recipe: how networks are trained on the set, students included.
 
-    Attributes: movers, how each tensor of the state moves that `step` gives a gradient for.
+    Attributes: movers, by name, one for each tensor of the state that `step` gives a gradient for.
     """
 
     movers: Mapping[str, Mover]
@@ -135,17 +136,18 @@ class Method(ABC):
 
     @abstractmethod
     def init(self, job: Job) -> State:
-        """The state before round 0, attached: what rounds change. What they share and only read is
-        prepared in `attach`, which this calls.
+        """Call `attach` and return the state before round 0, without that of the movers.
+
+        The state holds what rounds change; what they only read belongs to `attach`.
         """
 
     @abstractmethod
     def attach(self, job: Job) -> None:
-        """Prepare for `step` with a state that comes from `init` or from a resume file."""
+        """Build what `step` only reads, for a state from `init` or from a resume file."""
 
     @abstractmethod
     def step(self, state: State, index: int) -> Update:
-        """Find out where round `index` moves what the method learns.
+        """Compute the gradients and figures of round `index`.
 
         Only `state`, the job and `index` may decide the outcome: a run that resumes here must give
         the same bits. A round that runs out of memory is done again with smaller segments, so the
@@ -153,20 +155,21 @@ class Method(ABC):
         """
 
     def finish(self, state: State) -> Shard:
-        """The distilled images."""
+        """The shard that `state` holds, on the CPU."""
         images = self.movers["images"].product(state, "images")
         return Shard(images.cpu(), state["classes"].cpu())
 
     def start(self, job: Job) -> State:
-        """The state before round 0, with what the movers remember."""
+        """The state before round 0, with that of the movers, each tensor on its device."""
         state = self.init(job)
         for name, mover in self.movers.items():
             state |= mover.start(name, state[name])
         return self.placed(state, job)
 
     def round(self, state: State, index: int) -> dict[str, float]:
-        """Do round `index`, changing `state`; returns its figures. Nothing moves when one of them
-        is not finite.
+        """Run round `index`, which changes `state`, and return its figures and rates.
+
+        No tensor moves when a figure is not finite.
         """
         update = self.step(state, index)
         rates = {f"lr_{name}": self.movers[name].rate_at(index) for name in update.gradients}
@@ -180,9 +183,10 @@ class Method(ABC):
         return {**update.figures, **rates}
 
     def rehearse(self, state: State, clock: Callable[[], float]) -> tuple[int, float]:
-        """Do once what takes the memory and the time of a round, leaving `state` alone.
+        """Run once the parts of a round that take its memory and time; `state` stays as it is.
 
-        Returns: the images that a round updates, and the seconds by `clock` that a round will take.
+        Returns: the number of images that a round updates, and an estimate of its seconds by
+        `clock`.
         """
         copy = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
         started = clock()
@@ -190,30 +194,30 @@ class Method(ABC):
         return len(state["images"]), clock() - started
 
     def placed(self, state: State, job: Job) -> State:
-        """The state with each tensor where it lives during the rounds."""
+        """The state, each tensor in `job.home` (movers at home) or on the device (all others)."""
         device = job.compute.device
         at_home = tuple(name for name, mover in self.movers.items() if mover.at_home)
 
         def place(key: str) -> torch.device:
-            mine = any(key == name or key.startswith(f"{name}_") for name in at_home)
-            return (job.home or device) if mine else device
+            stays_home = any(key == name or key.startswith(f"{name}_") for name in at_home)
+            return (job.home or device) if stays_home else device
 
         return {k: v.to(place(k)) if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
 def are_finite(figures: dict[str, float]) -> bool:
-    """Whether a round went well."""
+    """Whether all figures are finite; where not, the method has diverged."""
     return all(map(math.isfinite, figures.values()))
 
 
 def require_loss(key: str, recipe: Recipe, loss: str, labels: str) -> None:
-    """Raise ConfigError, naming `key`, unless the recipe has the loss that goes with its labels."""
+    """Raise ConfigError, naming `key`, unless the loss of the recipe is `loss`."""
     if recipe.loss != loss:
         raise ConfigError(f"{key}: {recipe.loss} does not go with {labels}: set it to {loss}")
 
 
 def require_embedding(key: str, spec: Spec, module: nn.Module) -> None:
-    """Raise ConfigError, naming `key`, unless the network `module` of `spec` gives features."""
+    """Raise ConfigError, naming `key`, unless `module` has an `embed`."""
     if not hasattr(module, "embed"):
         raise ConfigError(f"{key}: {spec.name} has no embedding: use convnet")
 

@@ -48,7 +48,10 @@ class BPTT(Method):
         }
 
     def init(self, job: Job) -> State:
-        """Real images with the labels of their classes, and the rate."""
+        """Start from real images, label logits of their classes and `settings.rate`.
+
+        Raises ConfigError for a batch larger than the shard.
+        """
         images, classes = job.real_images()
         require_batch(self.key("batch"), self.settings.batch, images)
         self.attach(job)
@@ -66,7 +69,7 @@ class BPTT(Method):
         }
 
     def begin(self, images: Tensor, classes: Tensor) -> State:
-        """`state_of` with what the movers remember, for another method's last rounds."""
+        """`state_of` with the state of the movers, for another method's last rounds."""
         state = self.state_of(images, classes)
         return state | {
             key: value
@@ -75,7 +78,7 @@ class BPTT(Method):
         }
 
     def attach(self, job: Job) -> None:
-        """Hold the real images, and compile what is done in every round."""
+        """Load the real images, and compile the inner training and the loss on real images."""
         self.job, compute, net = job, job.compute, job.spec.network(job.compute.device)
         self.training = inner_training(job, self.inner, soft_ce, learn_targets=True)
         self.real = job.data.examples("train", compute)
@@ -93,19 +96,19 @@ class BPTT(Method):
         self.judge = compute.compiled(judge, flops=flops, steps=job.rounds, fuses=net.fuses)
 
     def step(self, state: State, index: int) -> Update:
-        """Train a fresh network, and judge it on real images."""
+        """Train a fresh network, and differentiate its loss on real images."""
         stream, images = (*self.job.stream, index), state["images"]
         steps = self.inner.draw(len(images), images.device, *stream)
         random = streams.generator(*stream, "window")
         first = int(torch.randint(self.settings.before + 1, (), generator=random))
-        trained_with = (images, state["targets"], state["log_rate"].exp())
+        learned = (images, state["targets"], state["log_rate"].exp())
         start = self.job.spec.fresh(*stream, "network").to(images)
-        start = self.training.train(start, steps[:first], *trained_with)[-1]
+        start = self.training.train(start, steps[:first], *learned)[-1]
         window = steps[first : first + self.settings.window]
-        found = self.training.differentiate(start, self._end(*stream), window, *trained_with)
-        by_log_rate = found.rate * state["log_rate"].exp()
-        gradients = {"images": found.images, "targets": found.targets, "log_rate": by_log_rate}
-        return Update({**figures_of(found), "rate": float(state["log_rate"].exp())}, gradients)
+        match = self.training.differentiate(start, self._end(*stream), window, *learned)
+        by_log_rate = match.rate * state["log_rate"].exp()
+        gradients = {"images": match.images, "targets": match.targets, "log_rate": by_log_rate}
+        return Update({**figures_of(match), "rate": float(state["log_rate"].exp())}, gradients)
 
     def finish(self, state: State) -> Shard:
         """The images with their label logits and the learned rate."""
@@ -114,7 +117,7 @@ class BPTT(Method):
         return Shard(shard.images, shard.classes, state["targets"].cpu(), rate)
 
     def _end(self, *stream: streams.Key) -> End:
-        """Cross-entropy of given parameters (P,) on real images, and its gradient."""
+        """The cross-entropy of parameters (P,) on a batch of real images, and its gradient."""
         real = self.real.some(self.settings.batch_real, *stream, "real")
 
         def end(theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ class DC(Method):
         )
 
     def init(self, job: Job) -> State:
-        """Real images, or noise."""
+        """Start from real images, or from Gaussian noise."""
         images, classes = job.real_images()
         if self.settings.start == "noise":
             random = streams.generator(*job.stream, "noise")
@@ -57,7 +57,7 @@ class DC(Method):
         return {"images": images, "classes": classes}
 
     def attach(self, job: Job) -> None:
-        """Hold the real images, and the network with its trainer."""
+        """Load the real images, and build the network and its trainer."""
         self.job, self.real, device = job, RealClasses(job), job.compute.device
         self.net = job.spec.network(device)
         count = job.ipc * job.spec.shape.classes
@@ -71,7 +71,7 @@ class DC(Method):
         )
 
     def step(self, state: State, index: int) -> Update:
-        """Towards the gradients of real images, class by class; then the network is trained."""
+        """Match the gradients of real images, class by class; afterwards train the network."""
         stream = (*self.job.stream, index)
         if index % self.settings.outer_loops == 0:
             state["network"] = self.job.spec.fresh(*stream, "network").to(state["images"].device)
@@ -83,8 +83,8 @@ class DC(Method):
         for c, rows, real, drawn in pairs:
             target = self._gradients(real, c, graph=False)
             leaf = state["images"][rows].requires_grad_()
-            found = self._gradients(augment.augment(leaf, drawn), c, graph=True)
-            term = matching_distance(found, target)
+            gradients = self._gradients(augment.augment(leaf, drawn), c, graph=True)
+            term = matching_distance(gradients, target)
             gradient[rows] = torch.autograd.grad(term, leaf)[0]
             distance += term.detach()
         lives_on = (index + 1) % self.settings.outer_loops != 0
@@ -108,10 +108,13 @@ class DC(Method):
         return list(torch.autograd.grad(loss, weights, create_graph=graph))
 
 
-def matching_distance(found: list[Tensor], target: list[Tensor]) -> Tensor:
-    """Sum over tensors and their output rows of 1 - cosine (DC, Eq. 10)."""
-    total = torch.zeros((), device=found[0].device, dtype=found[0].dtype)
-    for a, b in zip(found, target, strict=True):
+def matching_distance(gradients: list[Tensor], target: list[Tensor]) -> Tensor:
+    """Sum over tensors and their output rows of 1 - cosine (DC, Eq. 10); 0-d, differentiable.
+
+    Raises ValueError when the lists differ in length.
+    """
+    total = torch.zeros((), device=gradients[0].device, dtype=gradients[0].dtype)
+    for a, b in zip(gradients, target, strict=True):
         a, b = a.flatten(1), b.flatten(1)
         norms = a.norm(dim=1) * b.norm(dim=1)
         total = total + (1 - (a * b).sum(dim=1) / (norms + SMALLEST_NORM)).sum()

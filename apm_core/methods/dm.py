@@ -27,20 +27,23 @@ class DM(Method):
         self.movers = {"images": Momentum(settings.lr_images, momentum=settings.momentum_images)}
 
     def init(self, job: Job) -> State:
-        """Real images."""
+        """Start from real images."""
         self.attach(job)
         images, classes = job.real_images()
         return {"images": images, "classes": classes}
 
     def attach(self, job: Job) -> None:
-        """Hold the real images, and memory for the random network."""
+        """Load the real images, and allocate the random network.
+
+        Raises ConfigError when the network has no embedding.
+        """
         self.job, self.real = job, RealClasses(job)
         self.net = job.spec.network(job.compute.device)
         self.net.module.requires_grad_(False)
         require_embedding(f"methods.{self.name}", job.spec, self.net.module)
 
     def step(self, state: State, index: int) -> Update:
-        """Towards the mean embedding of the real images of each class."""
+        """Match the mean embedding of the real images of each class."""
         stream = (*self.job.stream, index)
         self.net.load(self.job.spec.fresh(*stream, "network"))
         gradient = torch.zeros_like(state["images"])
@@ -51,8 +54,8 @@ class DM(Method):
             with torch.no_grad():
                 target = self._mean_embedding(real)
             leaf = state["images"][rows].requires_grad_()
-            apart = self._mean_embedding(augment.augment(leaf, drawn)) - target
-            term = apart.square().sum()  # classes do not interact: one graph at a time
+            difference = self._mean_embedding(augment.augment(leaf, drawn)) - target
+            term = difference.square().sum()  # classes do not interact: one graph at a time
             gradient[rows] = torch.autograd.grad(term, leaf)[0]
             distance += term.detach()
         return Update({"distance": float(distance)}, {"images": gradient})

@@ -1,8 +1,8 @@
-"""How the house moves what a method learns: images, labels, a learning rate.
+"""Movers: optimizers of the tensors that a method learns, such as images, labels, learning rate.
 
-A method states a mover for each tensor of its state that it gives gradients for. What a mover
-remembers of a tensor `NAME` lies in the same state, as `NAME_velocity`, `NAME_first` and so on, so
-that a resumed run goes on with the same bits.
+A method states a mover for each tensor of its state that it gives gradients for. The mover's own
+state for a tensor `NAME` is part of the method's, as `NAME_velocity`, `NAME_first` and so on, so
+that a resumed run gives the same bits.
 """
 
 from abc import ABC, abstractmethod
@@ -32,7 +32,7 @@ class Rows:
 
 
 def whole(gradient: Tensor | Rows, tensor: Tensor) -> Tensor:
-    """The gradient of all rows of `tensor`."""
+    """The gradient of all rows of `tensor`, zero where `gradient` has none."""
     if isinstance(gradient, Tensor):
         return gradient
     return torch.zeros_like(tensor).index_copy(0, gradient.index, gradient.values)
@@ -42,7 +42,8 @@ def whole(gradient: Tensor | Rows, tensor: Tensor) -> Tensor:
 class Average:
     """The moving average of a tensor over the rounds, a <- share a + (1 - share) tensor.
 
-    It begins at the tensor's start, or (`from_zero`) at zero, whose pull is taken out in the end.
+    It begins at the tensor's first value, or (`from_zero`) at zero with the bias corrected at the
+    end.
     """
 
     share: float
@@ -56,8 +57,8 @@ class Mover(ABC):
     Attributes:
         rate: step, or share of the tensor's norm (LAMB).
         average: of the tensor over the rounds, if it is the product.
-        at_home: the tensor is as large as the whole shard and lives, with what is remembered of
-            it, in `job.home`; others live on the device.
+        at_home: the tensor is as large as the whole shard, and it and its mover's state are kept
+            in `job.home`; others are kept on the device.
     """
 
     rate: Rate
@@ -69,8 +70,8 @@ class Mover(ABC):
         return self.rate(index) if callable(self.rate) else self.rate
 
     def start(self, name: str, tensor: Tensor) -> State:
-        """What is remembered of a tensor at rest."""
-        state = {f"{name}_{key}": value for key, value in self._memory(tensor).items()}
+        """The mover's state for `tensor` before the first step."""
+        state = {f"{name}_{key}": value for key, value in self._rest(tensor).items()}
         if self.average:
             state[f"{name}_average"] = tensor.clone()
             if self.average.from_zero:
@@ -90,7 +91,7 @@ class Mover(ABC):
         return moved
 
     def product(self, state: State, name: str) -> Tensor:
-        """The tensor as it is in the end: its average, if there is one."""
+        """The final tensor: its average, if there is one."""
         if not self.average:
             return state[name]
         if not self.average.from_zero:
@@ -99,27 +100,30 @@ class Mover(ABC):
         return state[f"{name}_average"] / weight if weight else state[name]
 
     @abstractmethod
-    def _memory(self, tensor: Tensor) -> State:
-        """What an optimizer at rest remembers, by its own names."""
+    def _rest(self, tensor: Tensor) -> State:
+        """The optimizer's state before the first step, by its own names."""
 
     @abstractmethod
     def _moved(self, state: State, name: str, gradient: Tensor | Rows, rate: float) -> State:
-        """The tensor and what is remembered of it, after a step."""
+        """The tensor and its optimizer's state after a step."""
 
 
 @dataclass(frozen=True)
 class Momentum(Mover):
-    """v <- m v + g; x <- x - rate v. Rows without a gradient move on by their momentum."""
+    """Moves a tensor by SGD with momentum: v <- m v + g, x <- x - rate v.
+
+    Rows without a gradient move on by their momentum.
+    """
 
     momentum: float = 0.0
     least: float | None = None  # the tensor stays above
 
-    def _memory(self, tensor: Tensor) -> State:
+    def _rest(self, tensor: Tensor) -> State:
         return {"velocity": torch.zeros_like(tensor)}
 
     def _moved(self, state: State, name: str, gradient: Tensor | Rows, rate: float) -> State:
         tensor, velocity = state[name], state[f"{name}_velocity"]
-        if self.at_home:  # without a copy of what may be larger than the device
+        if self.at_home:  # in place: a copy may exceed the memory
             velocity *= self.momentum
             if isinstance(gradient, Rows):
                 velocity[gradient.index] += gradient.values
@@ -138,9 +142,9 @@ class Momentum(Mover):
 
 @dataclass(frozen=True)
 class _Adaptive(Mover):
-    """A mover that remembers two moments and the number of its steps."""
+    """A mover with two moments and a count of steps."""
 
-    def _memory(self, tensor: Tensor) -> State:
+    def _rest(self, tensor: Tensor) -> State:
         return dict(vars(Moments.at_rest(tensor)))
 
     def _moved(self, state: State, name: str, gradient: Tensor | Rows, rate: float) -> State:
@@ -151,12 +155,12 @@ class _Adaptive(Mover):
 
     @abstractmethod
     def _descend(self, tensor: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
-        """One step, in place."""
+        """Update `tensor` and `moments` by one step, in place."""
 
 
 @dataclass(frozen=True)
 class Adam(_Adaptive):
-    """Adam."""
+    """Moves a tensor by Adam."""
 
     def _descend(self, tensor: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
         adam_(tensor, gradient, moments, rate)
@@ -164,7 +168,7 @@ class Adam(_Adaptive):
 
 @dataclass(frozen=True)
 class Lamb(_Adaptive):
-    """LAMB: `rate` is the share of its norm that the tensor moves."""
+    """Moves a tensor by LAMB; `rate` is the share of its norm that the tensor moves."""
 
     def _descend(self, tensor: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
         lamb_(tensor, gradient, moments, rate)
@@ -172,7 +176,7 @@ class Lamb(_Adaptive):
 
 @dataclass(frozen=True)
 class AdaBelief(_Adaptive):
-    """AdaBelief."""
+    """Moves a tensor by AdaBelief."""
 
     def _descend(self, tensor: Tensor, gradient: Tensor, moments: Moments, rate: float) -> None:
         adabelief_(tensor, gradient, moments, rate)

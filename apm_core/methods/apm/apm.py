@@ -39,7 +39,7 @@ LATE = 0.3  # share of the image rate from half of the rounds on
 
 
 class APM(Method):
-    """Moves the images to where students trained on them predict least like their teacher.
+    """Moves the images to maximise the distance of the students' logits from their teacher's.
 
     Memory: the activations of one segment through the teacher and one checkpoint, or of one batch
     of a student's training, whichever is more; neither grows with the shard, K or the batch.
@@ -76,17 +76,23 @@ class APM(Method):
         return self.settings.lr_images * (LATE if index >= self.job.rounds // 2 else 1.0)
 
     def init(self, job: Job) -> State:
-        """Real images; the student and the batch of the period are drawn in round 0."""
+        """Start from real images; round 0 draws the batch and trains the students of its period."""
         return self.state_of(job, *job.real_images())
 
     def state_of(self, job: Job, images: Tensor, classes: Tensor) -> State:
-        """The state that begins at `images` (N, C, H, W) of `classes` (N,)."""
+        """Attach, and return the state of `images` (N, C, H, W) of `classes` (N,).
+
+        Raises ConfigError for a batch larger than the shard.
+        """
         require_batch(self.key("batch"), self.settings.batch, images)
         self.attach(job)
         return {"images": images, "classes": classes}
 
     def attach(self, job: Job) -> None:
-        """Build the networks and compile what they do."""
+        """Build and compile student and critic.
+
+        Raises ConfigError when the pool lacks an epoch of `teacher_epochs`.
+        """
         self.job, pool, compute, settings = job, job.teachers, job.compute, self.settings
         if self.teacher_epochs:
             pool.require_epochs(self.teacher_epochs, self.key("teacher_epochs"))
@@ -115,16 +121,16 @@ class APM(Method):
         self._predict = compute.compiled(_prediction_of(pool.net, compute), **work)
 
     def rehearse(self, state: State, clock: Callable[[], float]) -> tuple[int, float]:
-        """One step of a student, and one checkpoint against the teacher on one segment."""
+        """Run one step of a student, and one checkpoint against the teacher on one segment."""
         batch = self._draw_batch(len(state["images"]), *self.job.stream, 0)
-        self._place(state, batch)
+        self.place_batch(state, batch)
         self.job.teachers.load(0)
         per_student = self.trainer.rehearse(clock)
         started = clock()
         part = slice(0, self.segment)
         classes = state["classes"][batch[part]]
         leaf = self.examples.images[part].clone().requires_grad_()
-        self._segment_gradient(leaf, classes, self.trainer.net.snapshot()[None])
+        self.segment_gradient(leaf, classes, self.trainer.net.snapshot()[None])
         pair = clock() - started  # two networks of the K + 1
         pairs = (len(self.keep) + 1) / 2 * math.ceil(len(batch) / self.segment)
         return len(batch), per_student / self.settings.period + pair * pairs
@@ -135,11 +141,11 @@ class APM(Method):
         new_period = index % self.settings.period == 0
         if new_period or not self.settings.keep_batch:
             state["batch"] = self._draw_batch(len(state["images"]), *stream)
-        self._place(state, state["batch"])
+        self.place_batch(state, state["batch"])
         if new_period:
             self._refresh(state, *stream)
         self.job.teachers.load(state["teacher"], state["epoch"])
-        gradient, figures = self._image_gradient(state, *stream)
+        gradient, figures = self.image_gradient(state, *stream)
         # images outside the batch have no gradient, but their momentum moves them on
         return Update(figures, {"images": Rows(state["batch"], gradient)})
 
@@ -149,8 +155,8 @@ class APM(Method):
         order = torch.randperm(count, generator=streams.generator(*stream, "batch"))
         return order[: self.settings.batch].sort().values.to(self.job.compute.device)
 
-    def _place(self, state: State, batch: Tensor) -> None:
-        """Bring the images of the batch to the device."""
+    def place_batch(self, state: State, batch: Tensor) -> None:
+        """Copy the images of `batch` (B,), rows of `state["images"]`, to the device."""
         images = state["images"]
         self.examples.images.copy_(images[batch.to(images.device)])
 
@@ -171,10 +177,11 @@ class APM(Method):
         first, last = self.teacher_epochs
         return int(torch.randint(first, last + 1, (), generator=random))
 
-    def _image_gradient(
-        self, state: State, *stream: streams.Key
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Gradient (B, C, H, W) of Eq. 4 in the batch, over even segments and checkpoints."""
+    def image_gradient(self, state: State, *stream: streams.Key) -> tuple[Tensor, dict[str, float]]:
+        """The gradient (B, C, H, W) of Eq. 4 in the images of the batch, and its two terms.
+
+        The batch must be placed and its teacher loaded; it is cut into segments of equal size.
+        """
         batch, device = state["batch"], self.job.compute.device
         size = len(batch)
         # drawn for the whole batch, so that the result does not depend on the segments
@@ -183,18 +190,20 @@ class APM(Method):
         for part in torch.arange(size, device=device).tensor_split(math.ceil(size / self.segment)):
             leaf = self.examples.images[part].requires_grad_()
             images = augment.augment(leaf, drawn and drawn.at(part).to(device))
-            seen = images.detach().requires_grad_()
+            inputs = images.detach().requires_grad_()
             classes = state["classes"][batch[part]]
-            gradient, terms = self._segment_gradient(seen, classes, state["students"])
+            gradient, terms = self.segment_gradient(inputs, classes, state["students"])
             gradients.append(torch.autograd.grad(images, leaf, gradient)[0] / size)
             sums += terms
         match, ce = (sums / size).tolist()
         return torch.cat(gradients), {"match": match, "ce": ce}
 
-    def _segment_gradient(
+    def segment_gradient(
         self, images: Tensor, classes: Tensor, students: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Gradient of the summed loss in `images` (a leaf), and the two summed terms.
+        """The gradient (n, C, H, W) of the summed loss in the leaf `images`, and both terms (2,).
+
+        `classes` is (n,) and `students` (K, P), the parameters of the checkpoints.
 
         The teacher's graph is built once: its logits collect the gradients of all checkpoints, then
         one backward pass carries them to the images.
@@ -225,11 +234,11 @@ def _prediction_of(net: FlatNet, compute: Compute):  # noqa: ANN202 - a closure
 
 
 def _distance_of(net: FlatNet, compute: Compute, logarithm: bool):  # noqa: ANN202 - a closure
-    """Minus the distance (mean over classes) of `net` from given logits, summed over images."""
+    """Minus the distance (mean over classes) of the logits of `net` from others, summed."""
     predict = _prediction_of(net, compute)
 
     def distance(images: Tensor, logits: Tensor) -> Tensor:
-        apart = (predict(images) - logits).abs().mean(dim=1)
-        return -(apart.clamp_min(SMALLEST_DISTANCE).log() if logarithm else apart).sum()
+        distances = (predict(images) - logits).abs().mean(dim=1)
+        return -(distances.clamp_min(SMALLEST_DISTANCE).log() if logarithm else distances).sum()
 
     return distance

@@ -1,15 +1,15 @@
-"""Adversarial prediction matching with what proved useful (`apm_plus`).
+"""Adversarial prediction matching with additions (`apm_plus`).
 
-What each part does to the accuracy on held-out images of CIFAR-10 at 1, 10 and 50 images per class,
-in points beside one base (`benchmarks/results/ablation_cpu.json`):
+The effect of each addition on the accuracy on held-out images of CIFAR-10 at 1, 10 and 50 images
+per class, in points against one baseline (`benchmarks/results/ablation_cpu.json`):
 - Teachers of early epochs (`teacher_epochs`): +6, +4 and +2 over fully trained ones;
   their mean for labels (`labels`), +1, +4 and +5; images that move further, 0, +3, +4.
-- One image per class has to be typical: a weight of 10 for the cross-entropy, +9, augmentation in
-  the image loss, +2, and last rounds that go through training (`unrolled`, see `bptt.py`), +4.
-- A start from recognised images (`start`): +2, +1 and +0.5.
+- At one image per class: a weight of 10 for the cross-entropy, +9, augmentation in the image loss,
+  +2, and last rounds by back-propagation through training (`unrolled`, see `bptt.py`), +4.
+- A start from correctly classified images (`start`): +2, +1 and +0.5.
 - The logarithm: +2, -2, 0.
-Also tried, and worth less than the spread between sets: several students in a period, an average of
-the images, a range of epochs that expands, labels and learning rate learned at the end.
+Without an effect beyond the spread between sets: several students in a period, an average of the
+images, a range of epochs that expands, labels and learning rate learned at the end.
 """
 
 from collections.abc import Callable
@@ -29,9 +29,9 @@ from apm_core.training.recipe import Recipe
 
 
 class APMPlus(Method):
-    """Rounds that match predictions, then rounds that go through training, on the same images.
+    """Runs rounds of APM, then rounds of BPTT on the same images.
 
-    The latter begin at the images and their classes, and learn images, labels and rate.
+    The rounds of BPTT start from the images and their classes; they learn images, labels and rate.
     """
 
     def __init__(self, settings: APMPlusSettings, *, name: str, recipe: Recipe) -> None:
@@ -52,14 +52,14 @@ class APMPlus(Method):
         )
 
     def init(self, job: Job) -> State:
-        """Real images, or such that the teachers recognise."""
+        """Start from real images, or from real images that the teachers classify correctly."""
         self.attach(job)
         correct = self.settings.start == "correct"
-        images, classes = self._recognised(job) if correct else job.real_images()
+        images, classes = self._correct_images(job) if correct else job.real_images()
         return self.matching.state_of(self.matching.job, images, classes)
 
-    def _recognised(self, job: Job) -> tuple[Tensor, Tensor]:
-        """Images that teachers classify correctly as they were after the last of their epochs."""
+    def _correct_images(self, job: Job) -> tuple[Tensor, Tensor]:
+        """Real images that the teachers, as after the last of their epochs, classify correctly."""
         pool, compute, epochs = job.teachers, job.compute, self.settings.teacher_epochs
         vectors = pool.after(epochs[-1] if epochs else None)
         images, classes = correct_shard(
@@ -68,9 +68,12 @@ class APMPlus(Method):
         return images.to(job.home or compute.device), classes.to(compute.device)
 
     def attach(self, job: Job) -> None:
-        """Share the rounds out."""
+        """Divide the rounds among the two methods.
+
+        Raises ConfigError when there are fewer rounds than `unrolled.rounds`.
+        """
         self.job, unrolled = job, self.settings.unrolled.rounds
-        self.last = job.rounds - unrolled  # round that matches predictions
+        self.last = job.rounds - unrolled  # round of APM
         if job.rounds and self.last < 0:
             raise ConfigError(
                 f"{self.key('unrolled.rounds')}: {unrolled} is more than all rounds: {job.rounds}"
@@ -80,36 +83,36 @@ class APMPlus(Method):
             self.unrolled.attach(replace(job, rounds=unrolled))
 
     def step(self, state: State, index: int) -> Update:
-        """Match predictions."""
+        """A step of APM."""
         return self.matching.step(state, index)
 
     def round(self, state: State, index: int) -> dict[str, float]:
-        """One round of the one kind or the other; the first through training takes over."""
+        """Run a round of APM or of BPTT; the first round of BPTT replaces the state."""
         if index <= self.last:
             return super().round(state, index)
-        ours = dict(state) if "targets" in state else self._handed_over(state)
-        figures = self.unrolled.round(ours, index)
-        state |= ours
+        moved = dict(state) if "targets" in state else self._unrolled_state(state)
+        figures = self.unrolled.round(moved, index)
+        state |= moved
         return figures
 
     def rehearse(self, state: State, clock: Callable[[], float]) -> tuple[int, float]:
-        """Both kinds, each for its share of the rounds."""
+        """Rehearse both methods; the seconds are their mean, weighted by the number of rounds."""
         images, seconds = self.matching.rehearse(state, clock)
         if self.unrolled:
             share = self.settings.unrolled.rounds / (self.job.rounds + 1)
-            _, other = self.unrolled.rehearse(self._handed_over(state), clock)
+            _, other = self.unrolled.rehearse(self._unrolled_state(state), clock)
             seconds += share * (other - seconds)
         return images, seconds
 
     def placed(self, state: State, job: Job) -> State:
-        """The rounds through training have all on the device."""
-        rounds = self.unrolled if "targets" in state else self.matching
-        return rounds.placed(state, job)
+        """The state with each tensor on its device; the rounds of BPTT keep all on the device."""
+        method = self.unrolled if "targets" in state else self.matching
+        return method.placed(state, job)
 
     def finish(self, state: State) -> Shard:
-        """The images, with labels and rate where these were learned."""
+        """The shard, with labels and rate where rounds of BPTT learned them."""
         return self.unrolled.finish(state) if "targets" in state else super().finish(state)
 
-    def _handed_over(self, state: State) -> State:
-        """The state of the rounds through training where the matching ends."""
+    def _unrolled_state(self, state: State) -> State:
+        """The initial state of the rounds of BPTT, from the images of `state`."""
         return self.unrolled.begin(state["images"], state["classes"])

@@ -1,4 +1,4 @@
-"""The real images, class by class, for the methods that compare with them in every round."""
+"""Real images by class, for the methods that compare synthetic images with them every round."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from apm_core.training import augment
 
 
 class RealClasses:
-    """The training split on the device; batches of one class are drawn from it."""
+    """Holds the training split on the device and draws batches of one class."""
 
     def __init__(self, job: Job) -> None:
         examples = job.data.examples("train", job.compute)
@@ -28,7 +28,7 @@ class RealClasses:
     def beside(
         self, classes: Tensor, count: int, strategy: str, *stream: streams.Key
     ) -> Iterator[tuple[int, Tensor, Tensor, augment.Draw | None]]:
-        """Class by class, what synthetic images of `classes` (N,) are compared with.
+        """Pair the synthetic images of `classes` (N,) with real ones, class by class.
 
         Yields: the class; its rows among the N; real images of it, augmented; that augmentation.
         """
@@ -39,6 +39,6 @@ class RealClasses:
 
 
 def siamese(strategy: str, device: torch.device, *stream: streams.Key) -> augment.Draw | None:
-    """One augmentation for all images of a comparison: real and synthetic ones get the same."""
+    """Draw one augmentation, shared by the real and the synthetic images of a comparison."""
     drawn = augment.draw(strategy, 1, streams.generator(*stream, "siamese"))
     return drawn and drawn.to(device)

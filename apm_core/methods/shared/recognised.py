@@ -1,4 +1,4 @@
-"""Real images that trained networks recognise, and what the networks say about them.
+"""Real images that trained networks classify correctly, and the logits of those networks.
 
 Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR
 2024, start from such images.
@@ -27,13 +27,13 @@ def correct_shard(
     ipc: int,
     shard: int,
 ) -> tuple[Tensor, Tensor]:
-    """The images that `shard` starts from, class by class, when it starts from those that the
-    networks with parameters `vectors` ((P,) each) classify correctly.
+    """The initial images of `shard`, class by class: real images that the networks with parameters
+    `vectors` ((P,) each) classify correctly.
 
-    A class is put in one order: the images that the first network classifies correctly, then those
-    that only the second does, and so on, and those that none does at the end, each in the order of
-    `data.shard`; the shards are cut from it, so they share no image. No more images are looked at
-    than needed. How many of the last kind were taken is reported.
+    Each class is sorted: first the images that the first network classifies correctly, then those
+    that only the second does, and so on, last those that none does; ties are in the order of
+    `data.shard`. Shards are consecutive parts of that order, so they share no image. Only as many
+    images are classified as needed. The number that no network classifies correctly is reported.
 
     Returns: images (classes * ipc, C, H, W) float32 in the working space, on the CPU; class
     indices. Raises DataError when a class has too few images.
@@ -54,20 +54,20 @@ def correct_shard(
 def _best_first(
     data: PreparedData, net: FlatNet, vectors: Sequence[Tensor], compute: Compute, c: int
 ) -> Iterator[tuple[int, bool]]:
-    """Rows of all images of class `c` in that order, and whether a network is right about them."""
-    left = data.order(c)
+    """Rows of class `c` in the order of `correct_shard`, and whether a network is correct."""
+    rest = data.order(c)
     for vector in vectors:
-        wrong = [left[:0]]
-        for at in range(0, len(left), BATCH):
-            rows = left[at : at + BATCH]
+        wrong = [rest[:0]]
+        for at in range(0, len(rest), BATCH):
+            rows = rest[at : at + BATCH]
             net.load(vector)
             images = data.at(rows)[0].to(compute.device)
             correct = (logits(net, images, compute).argmax(dim=1) == c).cpu().numpy()
             for row in rows[correct]:
                 yield int(row), True
             wrong.append(rows[~correct])
-        left = np.concatenate(wrong)
-    for row in left:
+        rest = np.concatenate(wrong)
+    for row in rest:
         yield int(row), False
 
 
@@ -81,7 +81,7 @@ def correct_logits(
     count = torch.zeros(len(images), 1, device=images.device)
     for vector in vectors:
         net.load(vector)
-        found = logits(net, images, compute)
-        hit = (found.argmax(dim=1) == classes)[:, None]
-        total, correct, count = total + found, correct + found * hit, count + hit
+        output = logits(net, images, compute)
+        hit = (output.argmax(dim=1) == classes)[:, None]
+        total, correct, count = total + output, correct + output * hit, count + hit
     return torch.where(count > 0, correct / count.clamp_min(1), total / len(vectors))
