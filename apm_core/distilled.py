@@ -1,4 +1,4 @@
-"""The product: a distilled set that explains itself and can be trained on."""
+"""The distilled set: its images, targets and recipe, and the file that holds them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ KIND = "distilled set"
 
 @dataclass(frozen=True)
 class DistilledSet:
-    """A few images per class, what to learn about them, and how.
+    """A few images per class, with their targets and the recipe to train on them.
 
     Attributes:
         images: (N, C, H, W) float32 in the working space (whitened); class by class inside each
@@ -31,8 +31,8 @@ class DistilledSet:
         classes: (N,) int64, the class that each image stands for.
         targets: (N, classes) float32 for the recipe's loss, usually teacher logits.
         recipe: how to train on it.
-        pixels: (N, C, H, W) uint8, the images as they look, the whitening undone.
-        whitening_file: what whitened the images; None when they are plain [0, 1] pixels.
+        pixels: (N, C, H, W) uint8, the images with the whitening undone.
+        whitening_file: file of the whitening of the images; None when they are [0, 1] pixels.
         class_names: in the order of the class indices.
         artifact: settings, versions, seconds and hashes of the run that made it.
     """
@@ -48,7 +48,7 @@ class DistilledSet:
 
     @property
     def shape(self) -> Shape:
-        """What a network for these images must read."""
+        """The shape of images and classes that a network must have."""
         return Shape.of(self.images.shape, len(self.class_names))
 
     @property
@@ -81,22 +81,22 @@ class DistilledSet:
     def select(
         self, *, classes: Sequence[int | str] | None = None, ipc: int | None = None
     ) -> "DistilledSet":
-        """The images of some classes (indices or names), or the first `ipc` of each class.
+        """A set of the images of some classes (indices or names), or of the first `ipc` per class.
 
         Targets keep their columns. Raises ConfigError for a class or an ipc that the set does not
         have.
         """
         if classes is not None and not classes:
             raise ConfigError("classes: none given: name at least one")
-        wanted = range(len(self.class_names)) if classes is None else map(self._class, classes)
+        indices = range(len(self.class_names)) if classes is None else map(self._class, classes)
         rows = []
-        for c in wanted:
-            found = torch.nonzero(self.classes == c).flatten()
-            if ipc is not None and not 1 <= ipc <= len(found):
+        for c in indices:
+            members = torch.nonzero(self.classes == c).flatten()
+            if ipc is not None and not 1 <= ipc <= len(members):
                 raise ConfigError(
-                    f"ipc: {ipc} asked for, class {self.class_names[c]!r} has {len(found)} images"
+                    f"ipc: {ipc} asked for, class {self.class_names[c]!r} has {len(members)} images"
                 )
-            rows.append(found[:ipc])
+            rows.append(members[:ipc])
         index = torch.cat(rows)
         return replace(
             self,
@@ -116,24 +116,24 @@ class DistilledSet:
         )
 
     def export(self, kind: str, folder: str | Path) -> None:
-        """Write the set to `folder` in the form of a module of `apm_core.exports`, such as "png".
+        """Write the set to `folder` in the format of a module of `apm_core.exports`, such as "png".
 
-        Raises ConfigError for an unknown form, and for a folder that holds files, which would
+        Raises ConfigError for an unknown format, and for a folder that holds files, which would
         look like part of the set.
         """
-        form, folder = module_of("exports", kind), Path(folder)
+        exporter, folder = module_of("exports", kind), Path(folder)
         if any(folder.iterdir()) if folder.is_dir() else folder.exists():
             raise ConfigError(f"{folder} exists and is not an empty folder: name a new one")
-        form.export(self, folder)
+        exporter.export(self, folder)
 
     @property
     def image_bytes(self) -> int:
-        """Storage of the pixels."""
+        """Bytes of `images`."""
         return self.images.nbytes
 
     @property
     def label_bytes(self) -> int:
-        """Storage of the targets."""
+        """Bytes of `targets`."""
         return self.targets.nbytes
 
 
@@ -145,7 +145,11 @@ def save(
     inputs: dict[str, store.Artifact],
     info: dict[str, Any],
 ) -> store.Artifact:
-    """Write `distilled` (its artifact is ignored) with its history to `path`."""
+    """Write `distilled`, without its artifact, to `path`; return the new artifact.
+
+    `settings`, `inputs` and `info` are recorded with it. Raises ArtifactError when the file cannot
+    be written.
+    """
     arrays = {
         "images": distilled.images.numpy(),
         "classes": distilled.classes.numpy(),
@@ -164,7 +168,7 @@ def save(
 
 def load(path: str | Path) -> DistilledSet:
     """Open a distilled set such as `results/cifar10_ipc50.apm.zarr.zip`. The file of its whitening
-    is looked for in the same folder, when `whitening` is first asked for.
+    must lie in the same folder when `whitening` is used.
 
     Raises ArtifactError when the file is missing, damaged, not a distilled set, or one of an
     earlier version.
@@ -175,10 +179,10 @@ def load(path: str | Path) -> DistilledSet:
             f"{path}: an earlier apm wrote it, with its whitening inside and without its pixels:"
             f" delete {path} and run snakemake again"
         )
-    stated = artifact.info["whitening"]
-    file = stated and WhiteningFile(
-        Path(path).parent / Path(stated["file"]).name,  # no other folder, whatever the file says
-        stated["content"],
+    record = artifact.info["whitening"]
+    file = record and WhiteningFile(
+        Path(path).parent / Path(record["file"]).name,  # no other folder, whatever the file says
+        record["content"],
     )
     return DistilledSet(
         images=torch.from_numpy(artifact.arrays["images"]),

@@ -1,4 +1,4 @@
-"""The numbers that are reported: summaries over seeds, rank agreement, and the DD-Ranking scores.
+"""Scores of the results: summaries over seeds, rank correlations, and those of DD-Ranking.
 
 Accuracies are in percent (0 to 100) throughout. Nothing here needs torch.
 """
@@ -43,7 +43,7 @@ def spearman(a: Values, b: Values) -> float:
     a, b = _pair(a, b, at_least=3)
     if _is_constant(a, b):
         return math.nan
-    from scipy import stats  # takes a second to load, which the other scores need not wait for
+    from scipy import stats  # here, because it takes a second to load
 
     return float(stats.spearmanr(a, b).statistic)
 

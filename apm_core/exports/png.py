@@ -1,4 +1,4 @@
-"""Images to look at and to load with any tool, one folder per class, beside a table of targets."""
+"""Exports a distilled set as PNG files in one folder per class, with a CSV table of targets."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ def export(distilled: DistilledSet, folder: Path) -> None:
     """
     names = [_folder(c, distilled.class_names) for c in range(len(distilled.class_names))]
     digits = max(3, len(str(distilled.ipc - 1)))
-    written = dict.fromkeys(names, 0)  # images by class folder
+    counts = dict.fromkeys(names, 0)  # images by class folder
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -28,14 +28,14 @@ def export(distilled: DistilledSet, folder: Path) -> None:
         images = distilled.images_rgb()
         table.writerow(["file", "class", *(f"target_{c}" for c in range(targets.shape[1]))])
         for c, pixels, row in zip(distilled.classes.tolist(), images, targets, strict=True):
-            path = f"{names[c]}/{written[names[c]]:0{digits}}.png"
-            written[names[c]] += 1
+            path = f"{names[c]}/{counts[names[c]]:0{digits}}.png"
+            counts[names[c]] += 1
             _save(pixels, folder / path)
             table.writerow([path, c, *row])
 
 
 def _folder(c: int, class_names: tuple[str, ...]) -> str:
-    """A safe folder name, different for every class: the index makes it so."""
+    """The folder name of class `c`: its index, which makes it unique, and its name."""
     digits = max(2, len(str(len(class_names) - 1)))
     name = re.sub(r"[^\w-]+", "_", class_names[c])
     return f"{c:0{digits}}_{name[:LONGEST]}"

@@ -9,13 +9,16 @@ from PIL import Image, ImageDraw
 from apm_core.distilled import DistilledSet
 from apm_core.runtime import store
 
-GALLERY_IPC = 10  # images of a class shown at most
+GALLERY_IPC = 10  # images per class, at most
 GALLERY_CLASSES = 20
 ZOOM_SIDE = 48  # pixels per image, at least
 
 
 def write_gallery(path: str | Path, sets: Mapping[str, DistilledSet]) -> None:
-    """Write a PNG sheet: a block per method, a row per class, the whitening undone."""
+    """Write a PNG of the images, whitening undone: a block for each set, a row for each class.
+
+    `sets` is by the name of the entry and not empty.
+    """
     blocks = [_block(name, distilled) for name, distilled in sets.items()]
     sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height for b in blocks)), "white")
     top = 0
@@ -28,10 +31,10 @@ def write_gallery(path: str | Path, sets: Mapping[str, DistilledSet]) -> None:
 
 def _block(name: str, distilled: DistilledSet) -> Image.Image:
     cells = list(_class_rows(distilled))
-    side, left, gap = cells[0][1].shape[1], 110, 2
+    side, margin, gap = cells[0][1].shape[1], 110, 2
     columns = max(len(images) for _, images in cells)
     block = Image.new(
-        "RGB", (left + columns * (side + gap), 22 + len(cells) * (side + gap)), "white"
+        "RGB", (margin + columns * (side + gap), 22 + len(cells) * (side + gap)), "white"
     )
     draw = ImageDraw.Draw(block)
     draw.text((4, 4), name, fill="black")
@@ -39,7 +42,7 @@ def _block(name: str, distilled: DistilledSet) -> Image.Image:
         top = 22 + row * (side + gap)
         draw.text((4, top + side // 2 - 6), label[:16], fill="black")
         for column, pixels in enumerate(images):
-            block.paste(Image.fromarray(pixels), (left + column * (side + gap), top))
+            block.paste(Image.fromarray(pixels), (margin + column * (side + gap), top))
     return block
 
 
@@ -48,5 +51,5 @@ def _class_rows(distilled: DistilledSet) -> Iterator[tuple[str, np.ndarray]]:
     pixels, classes = distilled.images_rgb(), distilled.classes.numpy()
     zoom = max(1, ZOOM_SIDE // pixels.shape[1])
     for index, label in list(enumerate(distilled.class_names))[:GALLERY_CLASSES]:
-        chosen = pixels[classes == index][:GALLERY_IPC]
-        yield label, chosen.repeat(zoom, axis=1).repeat(zoom, axis=2)
+        images = pixels[classes == index][:GALLERY_IPC]
+        yield label, images.repeat(zoom, axis=1).repeat(zoom, axis=2)

@@ -1,4 +1,4 @@
-"""The table of results: for the terminal, as Markdown, as a page."""
+"""The table of results, for the terminal, as Markdown and as an HTML page."""
 
 import html
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from rich.table import Table
 
 from apm_core.runtime import store
 
-SIDE_BY_SIDE = 4  # methods
+SIDE_BY_SIDE = 4  # methods, at most, as columns
 
 
 def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells: one column per method and one for the full data, one row per measure; for
-    more than `SIDE_BY_SIDE` methods the other way round.
+    """Header and rows of cells: a column per method and one for the full data, a row per measure;
+    transposed for more than `SIDE_BY_SIDE` methods.
     """
     methods = results["methods"]
     body = []
@@ -67,7 +67,7 @@ MEASURES = {
 
 
 def title(results: Mapping[str, Any]) -> str:
-    """One line that names the run."""
+    """The title of the table: data set and images per class."""
     run = results["run"]
     return f"{run['dataset']}, {run['ipc']} images per class: test accuracy in %"
 
@@ -75,12 +75,12 @@ def title(results: Mapping[str, Any]) -> str:
 def table(results: Mapping[str, Any]) -> Table:
     """The results as a table for the terminal."""
     header, body = rows(results)
-    shown = Table(title=title(results))
+    grid = Table(title=title(results))
     for index, name in enumerate(header):
-        shown.add_column(name, justify="right" if index else "left")
+        grid.add_column(name, justify="right" if index else "left")
     for cells in body:
-        shown.add_row(*cells)
-    return shown
+        grid.add_row(*cells)
+    return grid
 
 
 def markdown(results: Mapping[str, Any]) -> str:
