@@ -35,16 +35,16 @@ def main() -> None:
     options = parser.parse_args()
     config = config_of(options.presets, options.set)
     plan = plan_of(config)
-    how = plan.settings.compute
-    torch.set_num_threads(how.threads)
-    compute = choose(how.device, how.precision, how.compile, print)
+    section = plan.settings.compute
+    torch.set_num_threads(section.threads)
+    compute = choose(section.device, section.precision, section.compile, print)
     data = data_of(config, options.folder)
     rounds = {}
     for name in plan.entries:
-        settings, needed = plan.distill(name), plan.distill_pool(name)
+        settings, pool_name = plan.distill(name), plan.distill_pool(name)
         if settings.rounds is None:
             continue
-        pool = pool_of(config, options.folder, needed, data, compute) if needed else None
+        pool = pool_of(config, options.folder, pool_name, data, compute) if pool_name else None
         job = Job(
             data=data,
             pool=pool,

@@ -56,13 +56,13 @@ KINDS = ("data", "teachers", "shard", "distilled set")
 TIMES = ("seconds", "date", "peak_memory_bytes")  # keys of what two equal runs do not share
 
 
-# What is there, and whether it is whole
+# Files and their contents
 
 
 def files_of(folder: Path) -> list[Path]:
     """The artifacts and score files under `folder`, temporary ones left out."""
-    found = [*folder.glob("work/digits/**/*"), *folder.glob("results/digits*")]
-    return sorted(f for f in found if f.suffix in (".zip", ".json") and f.name[0] != ".")
+    files = [*folder.glob("work/digits/**/*"), *folder.glob("results/digits*")]
+    return sorted(f for f in files if f.suffix in (".zip", ".json") and f.name[0] != ".")
 
 
 def kind_of(path: Path) -> str:
@@ -79,7 +79,7 @@ def kind_of(path: Path) -> str:
 
 
 def content_of(path: Path) -> str:
-    """What a file holds, without times; raises ArtifactError when it is not whole."""
+    """The content of a file, without times; raises ArtifactError when it is not whole."""
     if path.suffix == ".zip":
         return store.read(path, kind_of(path)).content
     figures, _ = store.read_json(path, kind_of(path))
@@ -96,8 +96,8 @@ def _timeless(value: Any) -> Any:  # noqa: ANN401 - any JSON value
 
 
 @dataclass
-class Found:
-    """What the kills brought to light."""
+class KillReport:
+    """Counts and failures over all kills."""
 
     kills: Counter = field(default_factory=Counter)  # by stage that was running
     lost: dict[str, list[float]] = field(default_factory=dict)  # seconds of work, by stage
@@ -106,11 +106,11 @@ class Found:
     different: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    left: int = 0  # temporary files in a folder whose run ended
+    leftovers: int = 0  # temporary files in a folder whose run ended
 
 
 def started(folder: Path) -> subprocess.Popen:
-    """The plain command, in a process group of its own."""
+    """Start the plain command in a process group of its own."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
     command += ["--directory", folder, "--configfile", CONFIG, "--cores", "2", "--", TARGET]
     with (folder.parent / "run.log").open("w") as log:
@@ -169,39 +169,39 @@ def unfinished(folder: Path, since: float) -> Iterator[tuple[str, float]]:
 
 
 def kills(count: int, minutes: float, seed: int) -> dict[str, Any]:
-    """Kill runs until there were `count` kills, or the time is up, and look at what is there."""
-    generator, found = random.Random(seed), Found()
+    """Kill runs until `count` kills or `minutes` have passed; returns the figures."""
+    generator, report = random.Random(seed), KillReport()
     deadline = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "whole")
         expected = whole_run(folder)
-        while found.kills.total() < count and time.monotonic() < deadline:
+        while report.kills.total() < count and time.monotonic() < deadline:
             folder = Path(place, "killed")
             folder.mkdir()
             while True:
                 since, process = time.time(), started(folder)
                 writing = generator.random() < 1 / 3
-                over = found.kills.total() >= count or time.monotonic() > deadline
+                over = report.kills.total() >= count or time.monotonic() > deadline
                 wait = 600 if over else generator.uniform(2, 25)
                 if ended(process, folder, wait, writing=writing and not over):
                     break
                 kill(process)
-                look(found, folder, since)
-            found.runs += 1
+                look(report, folder, since)
+            report.runs += 1
             if process.returncode:
-                found.failed.append(Path(place, "run.log").read_text()[-2000:])
-            compare(found, folder, expected)
+                report.failed.append(Path(place, "run.log").read_text()[-2000:])
+            compare(report, folder, expected)
             shutil.rmtree(folder)
-    lost = {stage: found.lost[stage] for stage in sorted(found.lost)}
+    lost = {stage: report.lost[stage] for stage in sorted(report.lost)}
     return {
-        "kills": found.kills.total(),
-        "by stage": dict(found.kills.most_common()),
-        "while a file was being written": found.while_writing,
-        "runs ended": found.runs,
-        "contents unlike those of the unbroken run": found.different,
-        "files not whole after a kill": found.broken,
-        "runs that did not go on": found.failed,
-        "temporary files left in the end": found.left,
+        "kills": report.kills.total(),
+        "by stage": dict(report.kills.most_common()),
+        "while a file was being written": report.while_writing,
+        "runs ended": report.runs,
+        "contents unlike those of the unbroken run": report.different,
+        "files not whole after a kill": report.broken,
+        "runs that did not go on": report.failed,
+        "temporary files left in the end": report.leftovers,
         "resume interval, s": config_of([CONFIG])["compute"]["resume_interval"],
         "work lost, s": {
             stage: {"median": statistics.median(all_), "max": max(all_), "n": len(all_)}
@@ -211,7 +211,7 @@ def kills(count: int, minutes: float, seed: int) -> dict[str, Any]:
 
 
 def whole_run(folder: Path) -> dict[str, str]:
-    """A run that is left alone; returns the contents of its files."""
+    """Run the pipeline without a kill; returns the contents of its files by path."""
     folder.mkdir(parents=True)
     process = started(folder)
     if process.wait():
@@ -219,27 +219,27 @@ def whole_run(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): content_of(path) for path in files_of(folder)}
 
 
-def look(found: Found, folder: Path, since: float) -> None:
-    """Note what a kill hit, and whether all that is there is whole."""
+def look(report: KillReport, folder: Path, since: float) -> None:
+    """Record the jobs that a kill hit, and the files that are not whole."""
     running = list(unfinished(folder, since))
     for stage, seconds in running:
-        found.lost.setdefault(stage, []).append(seconds)
-    found.kills[" + ".join(sorted(stage for stage, _ in running)) or "between jobs"] += 1
-    found.while_writing += any(folder.rglob("*.tmp"))
+        report.lost.setdefault(stage, []).append(seconds)
+    report.kills[" + ".join(sorted(stage for stage, _ in running)) or "between jobs"] += 1
+    report.while_writing += any(folder.rglob("*.tmp"))
     for path in files_of(folder):
         try:
             content_of(path)
         except ArtifactError as error:
-            found.broken.append(str(error))
+            report.broken.append(str(error))
 
 
-def compare(found: Found, folder: Path, expected: dict[str, str]) -> None:
-    """Note what is not as in the run that was left alone."""
+def compare(report: KillReport, folder: Path, expected: dict[str, str]) -> None:
+    """Record the files that differ from those of the unbroken run."""
     for name, content in expected.items():
         path = folder / name
         if not path.is_file() or content_of(path) != content:
-            found.different.append(name)
-    found.left += len(list(folder.rglob("*.tmp"))) + len(list(folder.glob("work/.resume/*")))
+            report.different.append(name)
+    report.leftovers += len(list(folder.rglob("*.tmp"))) + len(list(folder.glob("work/.resume/*")))
 
 
 # Damages
@@ -252,9 +252,9 @@ def truncated(data: bytes, generator: random.Random) -> bytes:
 
 def flipped(data: bytes, generator: random.Random) -> bytes:
     """The file with one other bit."""
-    place, changed = generator.randrange(8 * len(data)), bytearray(data)
-    changed[place // 8] ^= 1 << place % 8
-    return bytes(changed)
+    bit, flipped_data = generator.randrange(8 * len(data)), bytearray(data)
+    flipped_data[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped_data)
 
 
 def newer(path: Path) -> None:
@@ -282,7 +282,7 @@ def newer(path: Path) -> None:
 
 
 class Reader:
-    """A finished run in `folder`, read as the stages read it."""
+    """Reads the files of a finished run in `folder` as the stages read them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.plan = folder, plan_of(config_of([CONFIG]))
@@ -290,7 +290,7 @@ class Reader:
         self.resume = Resume(folder / "work/.resume", "chaos")
 
     def read(self, path: Path) -> str:
-        """Whatever stage reads `path` looks at it; returns its content."""
+        """Read `path` by every stage that uses it; returns its content."""
         if path.suffix == ".pt":
             return json.dumps(self.resume.load())
         content, kind = content_of(path), kind_of(path)
@@ -314,8 +314,8 @@ class Reader:
             files = results.glob("*_ipc*.zarr.zip")
             sets = {file.name.split(".")[1]: distilled.load(file) for file in files}
             if kind == "whitening":
-                for one in sets.values():
-                    one.whitening  # noqa: B018 - reads its file
+                for distilled_set in sets.values():
+                    distilled_set.whitening  # noqa: B018 - reads its file
             scores = [*work.glob("ceiling/*"), *work.glob("evaluate/*/*")]
             scores += [file for file in work.glob("nas/ipc*") if "proxy" not in file.name]
             collect("digits", self.plan.collect(), sets, scores)
@@ -325,7 +325,7 @@ class Reader:
 def damages(count: int, seed: int) -> dict[str, Any]:
     """Damage files of a finished run one at a time, `count` times, and read them."""
     generator, tally = random.Random(seed), Counter()
-    missed, shown = [], {}
+    missed, messages = [], {}
     with tempfile.TemporaryDirectory() as place:
         folder, other = Path(place, "one/run"), Path(place, "two/run")
         whole_run(folder)
@@ -338,11 +338,12 @@ def damages(count: int, seed: int) -> dict[str, Any]:
         for _ in range(count):
             path = generator.choice(files)
             data, content = before[path]
-            name, damage = generator.choice(list(how(path, data, other, files, generator).items()))
+            ways = ways_to_damage(path, data, other, files, generator)
+            name, damage = generator.choice(list(ways.items()))
             damage()
             outcome, message = result_of(reader, path, content)
             tally[f"{name}: {outcome}"] += 1
-            shown.setdefault(
+            messages.setdefault(
                 f"{kind_of(path) if path.suffix != '.pt' else 'resume'}, {name}", message
             )
             if outcome in ("missed", "not one line"):
@@ -353,25 +354,27 @@ def damages(count: int, seed: int) -> dict[str, Any]:
         "outcomes": dict(sorted(tally.items())),
         "missed": missed,
         "messages": {
-            what: message.replace(place, "") for what, message in sorted(shown.items()) if message
+            what: message.replace(place, "")
+            for what, message in sorted(messages.items())
+            if message
         },
     }
 
 
 def other_run(folder: Path) -> None:
     """A finished run under another seed."""
-    changed = folder.parent / "other.yaml"
+    config = folder.parent / "other.yaml"
     folder.mkdir(parents=True)
-    changed.write_text(yaml.safe_dump(overlaid(yaml.safe_load(CONFIG.read_text()), {"seed": 1})))
+    config.write_text(yaml.safe_dump(overlaid(yaml.safe_load(CONFIG.read_text()), {"seed": 1})))
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
-    command += ["--directory", folder, "--configfile", changed, "--cores", "2", "--quiet", "all"]
+    command += ["--directory", folder, "--configfile", config, "--cores", "2", "--quiet", "all"]
     subprocess.run([*command, "--", TARGET], cwd=folder, check=True, capture_output=True)
 
 
-def how(
+def ways_to_damage(
     path: Path, data: bytes, other: Path, files: list[Path], generator: random.Random
 ) -> dict[str, Callable[[], object]]:
-    """The ways to damage a file."""
+    """Functions that damage the file at `path`, by the name of the damage."""
     strangers = [f for f in files if f.suffix != path.suffix or kind_of(f) != kind_of(path)]
     root = files[0]
     while root.name != "run":
@@ -392,7 +395,7 @@ def how(
 
 
 def result_of(reader: Reader, path: Path, content: str) -> tuple[str, str]:
-    """What came of reading a damaged file, and the message."""
+    """The outcome of reading a damaged file, and the message of its error."""
     try:
         read = reader.read(path)
     except ApmError as error:
@@ -406,7 +409,7 @@ def result_of(reader: Reader, path: Path, content: str) -> tuple[str, str]:
 
 
 def saves() -> dict[str, Any]:
-    """What saving a state costs, and its share of the time at the default interval."""
+    """Seconds to save a state, and their share of the time at the default interval."""
     every, rows = RunSettings().compute.resume_interval, []
     with tempfile.TemporaryDirectory() as place:
         for megabytes in (10, 100, 1000):

@@ -29,8 +29,8 @@ def current(page: Path) -> str:
     Raises ValueError for a mark that is misspelt or has no end.
     """
 
-    def block(found: re.Match[str]) -> str:
-        start, name, files, end = found.groups()
+    def block(mark: re.Match[str]) -> str:
+        start, name, files, end = mark.groups()
         reports = {
             file: json.loads((RESULTS / f"{file}.json").read_text()) for file in files.split()
         }
@@ -53,7 +53,7 @@ def source(page: Path, reports: dict[str, dict[str, Any]]) -> str:
 
 
 def head(report: dict[str, Any]) -> dict[str, Any]:
-    """Where and when: of a results file, of a benchmark, or of the first of its parts."""
+    """Device and date of a report: its own, or those of its first part that has them."""
     parts = [report, *report.values()]
     return next(part for part in parts if isinstance(part, dict) and "device" in part)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing side by side, the rate of the machine, where figures go."""
+"""Common parts of the benchmarks: timing in turns, the rate of the machine, result files."""
 
 import json
 import statistics
@@ -56,7 +56,7 @@ def ratio(times: dict[str, Times], name: str, reference: str) -> dict[str, float
 
 
 def matrix_product(compute: Compute) -> tuple[Callable[[], Tensor], float]:
-    """A product of two square matrices in the precision in use, and its operations."""
+    """A function that multiplies two square matrices in the precision in use, and its FLOPs."""
     size = 8192 if compute.device.type == "cuda" else 2048
     kind = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     a, b = torch.randn(2, size, size, device=compute.device).to(kind)
@@ -64,7 +64,7 @@ def matrix_product(compute: Compute) -> tuple[Callable[[], Tensor], float]:
 
 
 class Elsewhere:
-    """A function that runs in a process of its own whenever it is called here.
+    """Calls a function that runs in a process of its own.
 
     For the plain loops: in this process the allocator is not as it comes. The process runs `module`
     with `arguments` and there calls `serve`.
@@ -77,7 +77,7 @@ class Elsewhere:
         )
 
     def __call__(self) -> None:
-        """Run it once; returns when it is done."""
+        """Run the function once and wait for it; raises RuntimeError when the process has ended."""
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         if self.process.stdout.readline() != "done\n":
@@ -91,14 +91,14 @@ class Elsewhere:
 
 
 def serve(function: Callable[[], object]) -> None:
-    """The other side of `Elsewhere`."""
+    """Call `function` once for each request of an `Elsewhere`, in the process that it started."""
     for _ in sys.stdin:
         function()
         print("done", flush=True)
 
 
 def machine() -> dict[str, Any]:
-    """Where and when: for the head of every result file."""
+    """Device, date and versions, for the head of every result file."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
         "device": Compute(device).describe(),
@@ -113,18 +113,18 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
-        table.add_row(*map(_shown, row.values()))
+        table.add_row(*map(_text, row.values()))
     Console().print(table)
 
 
-def _shown(value: Any) -> str:  # noqa: ANN401 - a figure of a table
+def _text(value: Any) -> str:  # noqa: ANN401 - a figure of a table
     if isinstance(value, dict):  # a ratio
         return f"{value['median']:.2f} ({value['min']:.2f}-{value['max']:.2f})"
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def write(path: Path, figures: dict[str, Any]) -> None:
-    """Write the figures beside those of other machines and days."""
+    """Write the figures to `path` as JSON."""
     text = json.dumps(figures, indent=1, allow_nan=False)
     with store.atomic_path(path) as temporary:
         temporary.write_text(text + "\n")

@@ -32,12 +32,12 @@ VARIED = {
 IMAGENET_SEGMENTS = (100, 250, 500)
 
 
-def rounds(method: APM, given: Job, count: int) -> dict[str, float]:
+def rounds(method: APM, task: Job, count: int) -> dict[str, float]:
     """Peak bytes of `count` rounds above what was held before, and seconds of the last period."""
-    compute = given.compute
+    compute = task.compute
     memory.reset_peak(compute)
     before = 0 if compute.device.type == "cuda" else memory.peak(compute)
-    state = method.start(given)
+    state = method.start(task)
     period = method.settings.period
     for index in range(count):
         if index == count - period:
@@ -48,7 +48,7 @@ def rounds(method: APM, given: Job, count: int) -> dict[str, float]:
 
 
 def growth(compute: Compute, width: int) -> list[dict[str, Any]]:
-    """One row per value of each quantity."""
+    """Measure rounds for each value of each quantity: a row each."""
     compute = replace(compute, compile="off")
     spec, rows = spec_of(width), []
     rounds(apm(epochs=5, batch=100), job(spec, compute, 10), 3)  # libraries take theirs once
@@ -56,29 +56,29 @@ def growth(compute: Compute, width: int) -> list[dict[str, Any]]:
         for value in values:
             size = {**BASE, quantity: value}
             method = apm(**{key: size[key] for key in ("epochs", "checkpoints", "batch")})
-            given = job(spec, compute, size["ipc"], segment=size["segment"])
-            found = rounds(method, given, 3)
-            held = 2 * 4 * size["ipc"] * spec.shape.classes * math.prod(spec.shape.image)
+            task = job(spec, compute, size["ipc"], segment=size["segment"])
+            cost = rounds(method, task, 3)
+            shard_bytes = 2 * 4 * size["ipc"] * spec.shape.classes * math.prod(spec.shape.image)
             rows.append(
                 {
                     "grows": f"{quantity} {value}",
-                    "S, MB": held / 1e6,
-                    "MB": found["bytes"] / 1e6,
-                    "MB without S": (found["bytes"] - held) / 1e6,
+                    "S, MB": shard_bytes / 1e6,
+                    "MB": cost["bytes"] / 1e6,
+                    "MB without S": (cost["bytes"] - shard_bytes) / 1e6,
                 }
             )
     return rows
 
 
 def imagenet(compute: Compute) -> list[dict[str, Any]]:
-    """Rounds of ImageNet-1K IPC 50 as in the paper's Figure on memory, on a GPU."""
+    """Rounds of ImageNet-1K IPC 50 as in the paper's figure on memory, on a GPU."""
     spec, rows = spec_of(128, IMAGENET64), []
     for segment in IMAGENET_SEGMENTS:
         torch._dynamo.reset()
-        given = job(spec, compute, 50, segment=segment, home=torch.device("cpu"))
-        found = rounds(apm(batch=500), given, 6)
+        task = job(spec, compute, 50, segment=segment, home=torch.device("cpu"))
+        cost = rounds(apm(batch=500), task, 6)
         rows.append(
-            {"segment": segment, "GB": found["bytes"] / memory.GB, "s a round": found["seconds"]}
+            {"segment": segment, "GB": cost["bytes"] / memory.GB, "s a round": cost["seconds"]}
         )
     return rows
 

@@ -60,13 +60,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the data artifact, for real images beside them")
     parser.add_argument("--rows", type=int, default=2, help="images of a class, of each kind")
     options = parser.parse_args()
-    chosen = load(options.distilled).select(ipc=options.rows)
-    shape = (len(chosen.class_names), options.rows, *chosen.images_rgb().shape[1:])
-    rows = {"distilled": chosen.images_rgb().reshape(shape)}
+    distilled = load(options.distilled).select(ipc=options.rows)
+    shape = (len(distilled.class_names), options.rows, *distilled.images_rgb().shape[1:])
+    rows = {"distilled": distilled.images_rgb().reshape(shape)}
     if options.data:
         rows = {"real": real(PreparedData.open(options.data), options.rows), **rows}
     rows = {label: images[:CLASSES] for label, images in rows.items()}
-    sheet = picture(rows, list(chosen.class_names[:CLASSES]))
+    sheet = picture(rows, list(distilled.class_names[:CLASSES]))
     with store.atomic_path(options.out) as temporary:
         sheet.quantize(256).save(temporary, format="PNG", optimize=True)
 

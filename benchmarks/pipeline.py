@@ -1,4 +1,4 @@
-"""The pipeline as benchmarks use it: configs laid over each other, targets made, results opened."""
+"""Access of the benchmarks to the pipeline: merged configs, plans, runs, data and pools."""
 
 import functools
 import subprocess
@@ -22,12 +22,12 @@ Config = dict[str, Any]
 
 
 def overlaid(base: Config, *changes: Config) -> Config:
-    """`base` under `changes`, as Snakemake lays config files over each other."""
+    """`base` updated by `changes`, as Snakemake merges config files."""
     return functools.reduce(laid_over, changes, base)
 
 
 def config_of(files: Iterable[Path], settings: Iterable[str] = ()) -> Config:
-    """config.yaml under `files` and under `settings`, each KEY=VALUE such as teachers.epochs=4."""
+    """config.yaml updated by `files`, then by `settings`: KEY=VALUE such as teachers.epochs=4."""
     config = overlaid(
         yaml.safe_load((ROOT / "config.yaml").read_text()),
         *(yaml.safe_load(file.read_text()) for file in files),
@@ -42,12 +42,12 @@ def config_of(files: Iterable[Path], settings: Iterable[str] = ()) -> Config:
 
 
 def plan_of(config: Config) -> Plan:
-    """What each job of a run of `config` is told; raises ConfigError for what is wrong in it."""
+    """The plan of a run of `config`; raises ConfigError for an invalid one."""
     return Plan(RunSettings.of(config))
 
 
 def run_pipeline(folder: Path, config: Path, target: str, *, cores: str = "all") -> None:
-    """The pipeline as a user runs it, with its files in `folder`; raises when it fails."""
+    """Run the pipeline up to `target` in `folder`; raises CalledProcessError when it fails."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
     command += ["--directory", folder, "--configfile", config, "--quiet", "all"]
     subprocess.run([*command, "--cores", cores, "--", target], check=True, cwd=ROOT)
@@ -55,7 +55,7 @@ def run_pipeline(folder: Path, config: Path, target: str, *, cores: str = "all")
 
 def data_of(config: Config, folder: Path) -> PreparedData:
     """The prepared data, made by the pipeline in `folder` where they are missing."""
-    return PreparedData.open(_made(config, folder, "data"))
+    return PreparedData.open(_artifact(config, folder, "data"))
 
 
 def pool_of(
@@ -64,11 +64,11 @@ def pool_of(
     """The pool `name`, made in `folder` where it is missing."""
     plan = plan_of(config)
     place = f"pools/{name}.{plan.pool_key(name)}"
-    paths = [_made(config, folder, f"{place}/{group}") for group in plan.groups(name)]
+    paths = [_artifact(config, folder, f"{place}/{group}") for group in plan.groups(name)]
     return TeacherPool.open(paths, data, compute)
 
 
-def _made(config: Config, folder: Path, artifact: str) -> Path:
+def _artifact(config: Config, folder: Path, artifact: str) -> Path:
     target = f"work/{config['dataset']['name']}/{artifact}.zarr.zip"
     if not (folder / target).is_file():
         folder.mkdir(parents=True, exist_ok=True)

@@ -39,32 +39,32 @@ def compared(preset: Path, settings: list[str]) -> dict[str, Any]:
 
 
 def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One run of the pipeline in `folder`; what is measured."""
+    """Run the pipeline in `folder` unless it has run, and return its figures."""
     precision = config["compute"]["precision"]
-    done = folder / f"{precision}.json"
-    if not done.is_file():
+    record = folder / f"{precision}.json"
+    if not record.is_file():
         name = f"{config['dataset']['name']}_ipc{config['ipc']}"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{precision}.yaml"
         file.write_text(yaml.safe_dump(config))
         run_pipeline(folder, file, f"results/{name}.json")
         results = json.loads((folder / f"results/{name}.json").read_text())
-        settings = load(folder / f"results/{name}.apm.zarr.zip").artifact
+        artifact = load(folder / f"results/{name}.apm.zarr.zip").artifact
         teachers = [
             store.read(path, "teachers")
             for path in sorted(folder.glob("work/*/pools/teachers.*/*.zip"))
         ]
         store.write_json(
-            done,
+            record,
             "precision",
             {
                 "accuracy": results["methods"]["apm"]["accuracy"]["convnet"]["mean"],
                 "teachers": [score for t in teachers for score in t.info["test_accuracy"]],
                 "seconds": results["run"]["seconds"],
-                "precision": settings.info["precision"],
+                "precision": artifact.info["precision"],
             },
         )
-    return store.read_json(done, "precision")[0]
+    return store.read_json(record, "precision")[0]
 
 
 def main() -> None:

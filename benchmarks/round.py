@@ -27,13 +27,16 @@ SIZES = ((128, 20, 100), (32, 10, 100))  # width, IPC, segment
 CHECKPOINTS = 5
 
 
-def plain_update(given: Job, students: Tensor) -> Callable[[], Tensor]:
-    """One image gradient of the plain loop, as a function of no arguments."""
-    images, classes = given.real_images()
-    spec, device = given.teachers.spec, given.compute.device
+def plain_update(task: Job, students: Tensor) -> Callable[[], Tensor]:
+    """A function that computes one image gradient (N, C, H, W) by the plain loop.
+
+    `students` is (K, P), the parameters of the checkpoints.
+    """
+    images, classes = task.real_images()
+    spec, device = task.teachers.spec, task.compute.device
     teacher, student = spec.build().to(device), spec.build().to(device)
-    torch.nn.utils.vector_to_parameters(given.teachers.vectors[0].to(device), teacher.parameters())
-    size = given.segment or len(images)
+    torch.nn.utils.vector_to_parameters(task.teachers.vectors[0].to(device), teacher.parameters())
+    size = task.segment or len(images)
 
     def update() -> Tensor:
         leaf = images.clone().requires_grad_()
@@ -41,8 +44,8 @@ def plain_update(given: Job, students: Tensor) -> Callable[[], Tensor]:
             part = slice(at, at + size)
             for vector in students:
                 torch.nn.utils.vector_to_parameters(vector, student.parameters())
-                apart = (student(leaf[part]) - teacher(leaf[part])).abs().mean(1)
-                (-apart.log().sum() / len(images)).backward()
+                distance = (student(leaf[part]) - teacher(leaf[part])).abs().mean(1)
+                (-distance.log().sum() / len(images)).backward()
             ce = F.cross_entropy(teacher(leaf[part]), classes[part], reduction="sum")
             (0.1 * ce / len(images)).backward()
         return leaf.grad
@@ -50,39 +53,43 @@ def plain_update(given: Job, students: Tensor) -> Callable[[], Tensor]:
     return update
 
 
-def our_update(given: Job, students: Tensor, compute: Compute) -> Callable[[], Tensor]:
-    """The same by the method itself."""
+def our_update(task: Job, students: Tensor, compute: Compute) -> Callable[[], Tensor]:
+    """A function that computes the same gradient by APM itself."""
     method = apm()
-    given = replace(given, compute=compute)
-    state: State = method.start(given)
+    task = replace(task, compute=compute)
+    state: State = method.start(task)
     state |= {"batch": torch.arange(len(state["images"]), device=compute.device)}
     state |= {"students": students, "teacher": 0}
     method.place_batch(state, state["batch"])
-    given.teachers.load(0)
+    task.teachers.load(0)
     return lambda: method.image_gradient(state, "benchmark")[0]
 
 
 def work(width: int, ipc: int, segment: int, compute: Compute) -> tuple[Job, Tensor]:
-    """The shard, and the checkpoints of a student."""
+    """The job of a shard, and the checkpoints (K, P) of a student."""
     spec = spec_of(width)
     students = torch.stack([spec.fresh("student", k) for k in range(CHECKPOINTS)])
     return job(spec, compute, ipc, segment=segment), students.to(compute.device)
 
 
 def measured(size: tuple[int, int, int], compute: Compute) -> list[dict[str, Any]]:
-    """One row per path."""
+    """Measure one size: a row per path."""
     torch._dynamo.reset()
-    given, students = work(*size, compute)
+    task, students = work(*size, compute)
     plain = Elsewhere("benchmarks.round", "--plain", *size)
     updates: dict[str, Callable[[], object]] = {"plain": plain}
     if compute.device.type == "cpu":
-        updates["plain, memory kept"] = plain_update(given, students)
-    updates |= {name: our_update(given, students, path) for name, path in variants(compute).items()}
+        updates["plain, memory kept"] = plain_update(task, students)
+    updates |= {name: our_update(task, students, path) for name, path in variants(compute).items()}
     times = together(updates, compute, repetitions=3)
     plain.close()
     rows = [
-        {"path": name, "ms": 1e3 * statistics.median(of), "x plain": ratio(times, name, "plain")}
-        for name, of in times.items()
+        {
+            "path": name,
+            "ms": 1e3 * statistics.median(seconds),
+            "x plain": ratio(times, name, "plain"),
+        }
+        for name, seconds in times.items()
     ]
     show(f"width {size[0]}, {10 * size[1]} images, segments of {size[2]}", rows)
     return rows

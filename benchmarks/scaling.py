@@ -46,7 +46,7 @@ def operations(size: dict[str, Any], compute: Compute) -> float:
 
 
 def growth(compute: Compute) -> list[dict[str, Any]]:
-    """One row per value of each quantity."""
+    """Measure a round for each value of each quantity: a row each."""
     compute = replace(compute, compile="off")
     rows = []
     for quantity, values in VARIED.items():
@@ -65,12 +65,12 @@ def growth(compute: Compute) -> list[dict[str, Any]]:
 
 
 def train(networks: int, threads: int, start_at: float) -> None:
-    """Worker: train students one after another from a common start; prints the seconds."""
+    """Train students one after another from `start_at` on; print the times of start and end."""
     torch.set_num_threads(threads)
     compute = choose("cpu", "auto", "on")
-    spec, given = spec_of(WIDTH), examples(100, compute)
+    spec, data = spec_of(WIDTH), examples(100, compute)
     trainer = Trainer(
-        spec.network(compute.device), STUDENT.with_epochs(100), compute, given, networks=10**6
+        spec.network(compute.device), STUDENT.with_epochs(100), compute, data, networks=10**6
     )
     start = spec.fresh("start")
     trainer.fit(start, "warm up")
@@ -82,7 +82,7 @@ def train(networks: int, threads: int, start_at: float) -> None:
 
 
 def side_by_side(repetitions: int = 3) -> list[dict[str, Any]]:
-    """Students by one process of all threads, or by a process per thread, in turns."""
+    """Time students in one process of all threads and in a process per thread, alternately."""
     threads = torch.get_num_threads()
     rows = []
     for _ in range(repetitions):

@@ -40,47 +40,47 @@ SIZES = ((128, 256), (32, 256), (32, 100))  # width, batch
 STEPS = 4  # batches of a pass
 
 
-def plain_pass(spec: Spec, given: Examples, batch: int, compute: Compute) -> Callable[[], float]:
-    """One pass of the plain loop over `given`, as a function of no arguments."""
+def plain_pass(spec: Spec, data: Examples, batch: int, compute: Compute) -> Callable[[], float]:
+    """A function that trains for one pass of the plain loop and returns the training accuracy."""
     net = spec.build().to(compute.device)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     random = streams.generator("plain")
 
     def one_pass() -> float:
         hits = 0
-        for index in torch.randperm(len(given.targets), generator=random).split(batch):
+        for index in torch.randperm(len(data.targets), generator=random).split(batch):
             drawn = augment.draw(STUDENT.augment, len(index), random)
             index, drawn = index.to(compute.device), drawn.to(compute.device)
-            logits = net(augment.augment(given.images[index], drawn))
-            loss = (logits - given.targets[index]).abs().mean()
+            logits = net(augment.augment(data.images[index], drawn))
+            loss = (logits - data.targets[index]).abs().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            hits += int((logits.argmax(1) == given.targets[index].argmax(1)).sum())
-        return hits / len(given.targets)
+            hits += int((logits.argmax(1) == data.targets[index].argmax(1)).sum())
+        return hits / len(data.targets)
 
     return one_pass
 
 
-def our_pass(spec: Spec, given: Examples, batch: int, compute: Compute) -> Callable[[], object]:
-    """One pass of `Trainer`, as a function of no arguments."""
+def our_pass(spec: Spec, data: Examples, batch: int, compute: Compute) -> Callable[[], object]:
+    """A function that trains for one pass of `Trainer`."""
     recipe = replace(STUDENT, batch=batch)
-    trainer = Trainer(spec.network(compute.device), recipe, compute, given, networks=10**6)
+    trainer = Trainer(spec.network(compute.device), recipe, compute, data, networks=10**6)
     start = spec.fresh("start")
     return lambda: trainer.fit(start, "benchmark")
 
 
 def measured(width: int, batch: int, compute: Compute) -> dict[str, Any]:
-    """One row per path, and the rate of matrix products."""
+    """Measure one size: a row per path, and the rate of matrix products."""
     torch._dynamo.reset()
-    spec, given = spec_of(width), examples(STEPS * batch, compute)
+    spec, data = spec_of(width), examples(STEPS * batch, compute)
     flops = 3 * forward_flops(spec.network(compute.device), spec.shape.image, compute)
     paths = variants(compute)
     plain = Elsewhere("benchmarks.step", "--plain", width, batch)
     passes: dict[str, Callable[[], object]] = {"plain": plain}
     if compute.device.type == "cpu":
-        passes["plain, memory kept"] = plain_pass(spec, given, batch, compute)
-    passes |= {name: our_pass(spec, given, batch, path) for name, path in paths.items()}
+        passes["plain, memory kept"] = plain_pass(spec, data, batch, compute)
+    passes |= {name: our_pass(spec, data, batch, path) for name, path in paths.items()}
     products = {f"{path.precision} matrices": matrix_product(path) for path in paths.values()}
     times = together(passes | {kind: product for kind, (product, _) in products.items()}, compute)
     plain.close()
@@ -90,14 +90,14 @@ def measured(width: int, batch: int, compute: Compute) -> dict[str, Any]:
     }
     rows = []
     for name in passes:
-        speed = len(given.targets) / statistics.median(times[name])
+        speed = len(data.targets) / statistics.median(times[name])
         path = paths.get(name)
         share = 100 * speed * flops / rates[f"{path.precision} matrices"] if path else None
         faster = ratio(times, name, "plain")
         rows.append({"path": name, "images/s": speed, "x plain": faster, "% of rate": share})
     gflops = {kind: rate / 1e9 for kind, rate in rates.items()}
-    shown = ", ".join(f"{kind} {rate:.0f} GFLOP/s" for kind, rate in gflops.items())
-    show(f"width {width}, batch {batch}, {flops / 1e9:.3g} GFLOP per image; {shown}", rows)
+    speeds = ", ".join(f"{kind} {rate:.0f} GFLOP/s" for kind, rate in gflops.items())
+    show(f"width {width}, batch {batch}, {flops / 1e9:.3g} GFLOP per image; {speeds}", rows)
     return {"width": width, "batch": batch, "matrix_gflops": gflops, "paths": rows}
 
 
@@ -113,7 +113,7 @@ if __name__ == "__main__":
     parser.add_argument("--plain", nargs=2, type=int, metavar=("WIDTH", "BATCH"))
     if size := parser.parse_args().plain:
         device = Compute(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        given = examples(STEPS * size[1], device)
-        serve(plain_pass(spec_of(size[0]), given, size[1], device))
+        data = examples(STEPS * size[1], device)
+        serve(plain_pass(spec_of(size[0]), data, size[1], device))
     else:
         main()

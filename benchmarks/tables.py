@@ -72,7 +72,7 @@ def side_by_side(report: dict[str, Any]) -> str:
         lines.setdefault(key, []).append(f"{row['s']:.1f}")
     students = report["side_by_side"][0]["students"]
     header = ["processes", "threads each", f"{students} students, s, in turns"]
-    return rows(header, [[*map(str, key), ", ".join(found)] for key, found in lines.items()])
+    return rows(header, [[*map(str, key), ", ".join(times)] for key, times in lines.items()])
 
 
 def gradients(report: dict[str, Any]) -> str:
@@ -95,7 +95,7 @@ def overhead(report: dict[str, Any]) -> str:
 
 
 def chaos(report: dict[str, Any]) -> str:
-    """What killing the pipeline and damaging its files did."""
+    """Counts of kills, damaged files and their effects on the digits pipeline."""
     killed, damaged = report["killed"], report["damaged"]
     unlike = killed["contents unlike those of the unbroken run"]
     broken = killed["files not whole after a kill"]
@@ -115,31 +115,32 @@ def precisions(*reports: dict[str, Any]) -> str:
     """Accuracy in bf16 and in float32."""
     lines = []
     for report in reports:
-        for what, by in report["results"].items():
-            scores = [f"{by[p]['mean']:.2f} ± {by[p]['std']:.2f}" for p in ("bf16", "float32")]
-            lines.append([f"{report['preset']}, {what}", *scores, str(by["bf16"]["n"])])
+        for measure, scores in report["results"].items():
+            pair = (scores["bf16"], scores["float32"])
+            cells = [f"{score['mean']:.2f} ± {score['std']:.2f}" for score in pair]
+            lines.append([f"{report['preset']}, {measure}", *cells, str(pair[0]["n"])])
     return rows(["accuracy, %", "bf16", "float32", "n"], lines)
 
 
 def ablation(report: dict[str, Any]) -> str:
     """Held-out accuracy of each variant of APM by IPC: mean and deviation over sets."""
-    found = {(row["variant"], row["ipc"]): row["sets"] for row in report["rows"]}
-    sizes = sorted({ipc for _, ipc in found})
+    scores = {(row["variant"], row["ipc"]): row["sets"] for row in report["rows"]}
+    sizes = sorted({ipc for _, ipc in scores})
 
     def cell(variant: str, ipc: int) -> str:
-        score = found.get((variant, ipc))
+        score = scores.get((variant, ipc))
         if not score:
             return ""
         deviation = f" ± {score['std']:.1f}" if score["n"] > 1 else ""
         return f"{score['mean']:.1f}{deviation}"
 
-    names = dict.fromkeys(variant for variant, _ in found)
+    names = dict.fromkeys(variant for variant, _ in scores)
     lines = [[name, *(cell(name, ipc) for ipc in sizes)] for name in names]
     return rows(["held-out accuracy, %", *(f"IPC {ipc}" for ipc in sizes)], lines)
 
 
 def summary(*reports: dict[str, Any]) -> str:
-    """One line for each IPC: ours, the best other system, its control, the full data."""
+    """For each IPC: `OURS`, the best other system, `CONTROL` and the full data."""
 
     def cell(score: dict[str, Any]) -> str:
         return f"{score['mean']:.1f} ± {score['std']:.1f}"
@@ -147,12 +148,12 @@ def summary(*reports: dict[str, Any]) -> str:
     lines = []
     for report in reports:
         methods = report["methods"]
-        scores = {name: found["accuracy"]["convnet"] for name, found in methods.items()}
+        scores = {name: result["accuracy"]["convnet"] for name, result in methods.items()}
         others = [n for n in scores if n != OURS and not n.startswith("random")]
         best = max(others, key=lambda name: scores[name]["mean"])
         images = f"{report['run']['ipc']} per class"
-        shown = [cell(scores[OURS]), f"{best}: {cell(scores[best])}", cell(scores[CONTROL])]
-        lines.append([images, *shown, cell(report["ceiling"]["convnet"])])
+        cells = [cell(scores[OURS]), f"{best}: {cell(scores[best])}", cell(scores[CONTROL])]
+        lines.append([images, *cells, cell(report["ceiling"]["convnet"])])
     header = ["images", OURS, "best other system", "random, same labels", "full data"]
     return rows(header, lines)
 

@@ -49,28 +49,28 @@ def setting(steps: int, compute: Compute, kind: torch.dtype) -> tuple[Any, ...]:
     return net, start.detach(), theta, plan, images, classes, rate
 
 
-def unrolled(net: FlatNet, *given: Any) -> Tensor:  # noqa: ANN401 - those of `Trajectory.match`
-    """The image gradient with the graph of all steps in memory."""
-    start, target, steps, images, classes, rate = given
+def unrolled(net: FlatNet, *arguments: Any) -> Tensor:  # noqa: ANN401 - those of `Trajectory.match`
+    """The image gradient (N, C, H, W) by the graph of all steps at once."""
+    start, target, steps, images, classes, rate = arguments
     leaf, theta = images.clone().requires_grad_(), start.clone().requires_grad_()
     for step in steps:
         value = F.cross_entropy(net.at(theta, augment.augment(leaf, step.drawn)), classes)
         theta = theta - rate * torch.autograd.grad(value, theta, create_graph=True)[0]
-    apart = (start - target).square().sum()
-    return torch.autograd.grad((theta - target).square().sum() / apart, leaf)[0]
+    distance = (start - target).square().sum()
+    return torch.autograd.grad((theta - target).square().sum() / distance, leaf)[0]
 
 
 def ways(steps: int, compute: Compute, kind: torch.dtype) -> dict[str, Callable[[], Tensor]]:
-    """Each way to the image gradient through so many steps."""
-    net, *given = setting(steps, compute, kind)
+    """The ways to compute the image gradient through `steps` steps, by name."""
+    net, *arguments = setting(steps, compute, kind)
     compiled = replace(compute, compile="on")
 
     def recursive(compute: Compute, *, exact: bool) -> Callable[[], Tensor]:
         training = Trajectory(net, F.cross_entropy, compute, exact=exact)
-        return lambda: training.match(*given).images
+        return lambda: training.match(*arguments).images
 
     return {
-        "unrolled": lambda: unrolled(net, *given),
+        "unrolled": lambda: unrolled(net, *arguments),
         "tesla": recursive(compute, exact=False),
         "tesla, compiled": recursive(compiled, exact=False),
         "exact": recursive(compute, exact=True),
@@ -79,11 +79,11 @@ def ways(steps: int, compute: Compute, kind: torch.dtype) -> dict[str, Callable[
 
 
 def measured(steps: int, compute: Compute) -> list[dict[str, Any]]:
-    """One row per way."""
+    """Measure each way: a row each."""
     doubles, rows = ways(steps, compute, torch.float64), []
     truth = doubles["unrolled"]()
     for name, way in ways(steps, compute, torch.float32).items():
-        found = doubles[name]()
+        gradient = doubles[name]()
         way()
         memory.reset_peak(compute)
         before, started = memory.peak(compute), compute.clock()
@@ -93,8 +93,8 @@ def measured(steps: int, compute: Compute) -> list[dict[str, Any]]:
             {
                 "way": name,
                 "steps": steps,
-                "error": float((found - truth).norm() / truth.norm()),
-                "cosine": float(F.cosine_similarity(found.flatten(), truth.flatten(), dim=0)),
+                "error": float((gradient - truth).norm() / truth.norm()),
+                "cosine": float(F.cosine_similarity(gradient.flatten(), truth.flatten(), dim=0)),
                 "s": seconds,
                 "MB": peak / 1e6,
             }

@@ -1,4 +1,4 @@
-"""Generated work of the real shapes: images, teachers and shards that need no data set."""
+"""Synthetic work of real shapes: images, teachers and shards without a data set."""
 
 from dataclasses import dataclass, replace
 
@@ -35,7 +35,7 @@ def examples(count: int, compute: Compute, shape: Shape = CIFAR10) -> Examples:
 
 @dataclass(frozen=True)
 class Noise:
-    """Stands in for the prepared data."""
+    """Replaces `PreparedData` by noise images of `shape`."""
 
     shape: Shape
 
@@ -47,7 +47,7 @@ class Noise:
 
 
 def apm(*, epochs: int = 250, checkpoints: int = 5, batch: int | None = None) -> APM:
-    """The paper's settings, with logarithm."""
+    """APM with the paper's settings and the logarithm."""
     settings = APMSettings(checkpoints=checkpoints, batch=batch, logarithm=True)
     return APM(settings, name="apm", recipe=STUDENT.with_epochs(epochs))
 
@@ -60,7 +60,7 @@ def job(
     segment: int | None = None,
     home: torch.device | None = None,
 ) -> Job:
-    """A shard of `ipc` images of noise per class, with two untrained teachers."""
+    """The job of a shard of `ipc` noise images per class, with two untrained teachers."""
     net = spec.network(compute.device)
     net.module.eval().requires_grad_(False)
     pool = TeacherPool(spec, torch.stack([spec.fresh("teacher", i) for i in range(2)]), net)
@@ -78,7 +78,7 @@ def job(
 
 
 def variants(compute: Compute) -> dict[str, Compute]:
-    """Our paths on this device; the last is the default."""
+    """The precisions and compilations of this device by name; the last is the default."""
     plain = replace(compute, precision="float32", compile="off")
     paths = {"float32": plain, "float32, compiled": replace(plain, compile="on")}
     if compute.precision == "bf16":
