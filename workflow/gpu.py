@@ -1,4 +1,4 @@
-"""Whether a job asks for a GPU, told without loading torch."""
+"""How many GPUs a job asks for, determined without loading torch."""
 
 from pathlib import Path
 
@@ -8,13 +8,15 @@ DEVICES = Path("/dev")
 
 
 def gpu_here() -> bool:
-    """Whether this machine has the device files of a GPU; torch would take seconds to say it."""
+    """Whether this machine has the device files of a GPU."""
     return any(DEVICES.glob("nvidia[0-9]*")) or (DEVICES / "dxg").exists()
 
 
 def gpus_of(compute: ComputeSettings, *, local: bool) -> int:
-    """GPUs that a job asks for. On this machine (`local`) device auto asks for one if there is one,
-    so that the jobs of a machine without run side by side; on a cluster always.
+    """The number of GPUs that a job asks for, 0 or 1.
+
+    With device auto a job asks for one on a cluster, and on this machine (`local`) only if it has
+    one: jobs of a machine without a GPU then run in parallel.
     """
     absent = compute.device == "auto" and local and not gpu_here()
     return 0 if compute.device == "cpu" or absent else 1

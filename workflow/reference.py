@@ -1,4 +1,4 @@
-"""What the settings say of themselves, as files: `python -m workflow.reference` writes them.
+"""Generates the reference of all settings: `python -m workflow.reference` writes its files.
 
 workflow/schemas/config.schema.yaml is for editors that check and complete a config;
 docs/settings.md is for people.
@@ -78,26 +78,26 @@ def _table(
         default = getattr(value, name)
         if isinstance(default, Section) and (name != "recipe" or leaves_only):
             continue
-        shown = _shown(default)
+        text = _text(default)
         meaning = node.get("description") or "where it differs from the section recipe"
-        cells = (f"`{prefix}{name}`", _values(node, schema), f"`{shown}`", meaning)
+        cells = (f"`{prefix}{name}`", _values(node, schema), f"`{text}`", meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def _values(node: Mapping[str, Any], root: Schema) -> str:
-    """The values that a key takes."""
+    """The values that a key takes, in words."""
     if "enum" in node:
-        return ", ".join(_shown(value) for value in node["enum"])
+        return ", ".join(_text(value) for value in node["enum"])
     if "anyOf" in node:
-        return " or ".join(_values(one, root) for one in node["anyOf"])
+        return " or ".join(_values(option, root) for option in node["anyOf"])
     types = node.get("type") or resolved(node, root).get("type", "object")
     types = [types] if isinstance(types, str) else types
     inner = f" of {_values(node['items'], root)}" if "items" in node else ""
     return ", ".join(filter(None, [" or ".join(types) + inner, bounds(node)]))
 
 
-def _shown(value: Any) -> str:  # noqa: ANN401 - any value of a setting
+def _text(value: Any) -> str:  # noqa: ANN401 - any value of a setting
     if isinstance(value, Section):
         value = value.model_dump(exclude_none=True)
     if value is None or isinstance(value, bool):
@@ -128,12 +128,12 @@ def _methods() -> Iterator[str]:
         for name in names[1:]:
             yield f"`{name}` has other defaults: {_differences(methods()[name], first)}."
     for name, entry in ready_entries().items():
-        yield f"`{name}` is a ready-made entry: `{_shown({'name': name, **entry})}`."
+        yield f"`{name}` is a ready-made entry: `{_text({'name': name, **entry})}`."
 
 
 def _differences(value: Section, base: Section) -> str:
     pairs = ((key, getattr(value, key), getattr(base, key)) for key in type(value).model_fields)
-    return ", ".join(f"`{key}: {_shown(one)}`" for key, one, other in pairs if one != other)
+    return ", ".join(f"`{key}: {_text(own)}`" for key, own, other in pairs if own != other)
 
 
 def main() -> None:

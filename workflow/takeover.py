@@ -1,9 +1,9 @@
-"""Taking over the lock of a run that was killed, so that the plain command goes on.
+"""Removal of the locks of a killed run, so that the plain command continues.
 
-Snakemake locks what a run works on in files that outlive a killed run, and then refuses to start
-until it is told to unlock. A lock of the operating system dies with its process: every run and
-every job holds one, and where nobody holds one the locks that lie there are nobody's. A job that
-outlives its run, on a cluster say, so keeps the next run from doing the same work beside it.
+Snakemake writes lock files, which outlive a killed run, and then refuses to start before --unlock.
+A lock of the operating system ends with its process: every run and every job holds one, and where
+none is held, Snakemake's lock files are stale. A job that outlives its run, as on a cluster, thus
+keeps the next run from doing the same work a second time.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ NAME = "apm.lock"
 
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """Hold the lock of a job in Snakemake's `folder`, where the file system has locks."""
+    """Hold the lock of a job in Snakemake's `folder`; do nothing where there are no file locks."""
     folder.mkdir(exist_ok=True)
     with (folder / NAME).open("a") as file:
         with suppress(OSError):
@@ -29,8 +29,8 @@ def at_work(folder: Path) -> Iterator[None]:
 def hold(folder: Path) -> tuple[TextIO | None, bool]:
     """Hold the lock of a run in Snakemake's `folder`, after removing the locks of dead runs.
 
-    Returns the open file, which has to be kept as long as the run lasts, and whether there were
-    such locks. None where the file system has no locks: nothing is removed there.
+    Returns: the open file, to be kept open until the run ends, and whether locks were removed.
+    Where the file system has no locks the file is None and nothing is removed.
     """
     folder.mkdir(exist_ok=True)
     file, stale = (folder / NAME).open("a"), folder / "locks"
@@ -42,8 +42,8 @@ def hold(folder: Path) -> tuple[TextIO | None, bool]:
     except OSError:
         file.close()
         return None, False
-    found = stale.is_dir() and any(stale.iterdir())
-    if found:
+    has_stale = stale.is_dir() and any(stale.iterdir())
+    if has_stale:
         shutil.rmtree(stale)
     fcntl.flock(file, fcntl.LOCK_SH)
-    return file, found
+    return file, has_stale

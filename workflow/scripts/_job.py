@@ -1,6 +1,4 @@
-"""What every script does around its one call into the library: settings, device, log, progress,
-one-line errors.
-"""
+"""The frame of every script: settings, device, log, progress, and errors of one line."""
 
 import os
 import signal
@@ -31,17 +29,15 @@ if TYPE_CHECKING:
 LOG_EVERY_S = 10.0
 SAME_SIGNAL_S = 3.0
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-Told = TypeVar("Told", bound=StageSettings)
+Settings = TypeVar("Settings", bound=StageSettings)
 
 
 @dataclass(frozen=True)
-class Started(Generic[Told]):
-    """One Snakemake job, ready to run."""
+class Started(Generic[Settings]):
+    """A started Snakemake job: its settings and what its stage needs to run."""
 
-    settings: Told
-    config: RunSettings  # for what does not change the result: how to compute, what comes later
+    settings: Settings
+    config: RunSettings  # for settings that do not change the result, and those of later stages
     run: Run
     log: Callable[[str], None]  # writes one line to the rule's log
 
@@ -60,27 +56,28 @@ class ShownProgress:
         if self.started is None:  # the first step pays for compilation, or follows a resume
             self.started, self.first = now, done
         rate = (done - self.first) / max(now - self.started, 1e-9)
-        shown = " ".join([f"{rate:.3g}/s", *(f"{k} {v:.4g}" for k, v in figures.items())])
+        text = " ".join([f"{rate:.3g}/s", *(f"{k} {v:.4g}" for k, v in figures.items())])
         if self.bar:
-            self.bar.update(self.task, completed=done, total=total, figures=shown)
+            self.bar.update(self.task, completed=done, total=total, figures=text)
         if done == total or now - self.logged >= LOG_EVERY_S:
             self.logged = now
-            left = f"{(total - done) / rate:.0f} s left" if rate else "no rate yet"
-            self.line(f"{done}/{total} {left} {shown}")
+            remaining = f"{(total - done) / rate:.0f} s left" if rate else "no rate yet"
+            self.line(f"{done}/{total} {remaining} {text}")
 
     def line(self, text: str) -> None:
         """Write one line with the time of day to the log; without room for it, to the terminal."""
-        shown = f"{time.strftime('%H:%M:%S')} {text}"
+        entry = f"{time.strftime('%H:%M:%S')} {text}"
         try:
-            print(shown, file=self.log, flush=True)
+            print(entry, file=self.log, flush=True)
         except OSError as error:
-            print(f"{shown} (not in the log: {error.strerror})", file=sys.stderr)
+            print(f"{entry} (not in the log: {error.strerror})", file=sys.stderr)
 
 
 @contextmanager
-def job(snakemake: "Snakemake", kind: type[Told]) -> Iterator[Started[Told]]:
-    """Run the body of a script, whose stage is told settings of this `kind`; an error that the user
-    can repair ends it with one line.
+def job(snakemake: "Snakemake", kind: type[Settings]) -> Iterator[Started[Settings]]:
+    """Run the body of a script with its stage's settings, of class `kind`.
+
+    An ApmError or OSError ends the process with one line; a stop signal with EX_TEMPFAIL.
     """
     settings = kind.read(snakemake.params.settings)
     config = RunSettings.of(snakemake.config)
@@ -91,13 +88,14 @@ def job(snakemake: "Snakemake", kind: type[Told]) -> Iterator[Started[Told]]:
         bar = stack.enter_context(_bar()) if sys.stderr.isatty() else None
         progress = ShownProgress(f"{snakemake.rule} {_wildcards(snakemake)}".strip(), log, bar)
         progress.line(f"settings {settings.text}")
-        asked = snakemake.resources.get("gpu", 0) or "gpu" in snakemake.resources.get("gres", "")
-        device = options.device if asked else "cpu"
+        resources = snakemake.resources
+        needs_gpu = resources.get("gpu", 0) or "gpu" in resources.get("gres", "")
+        device = options.device if needs_gpu else "cpu"
         stack.enter_context(at_work(Path(".snakemake")))
         try:
-            chosen = stack.enter_context(reserved(device))
+            name = stack.enter_context(reserved(device))
             precision = getattr(settings, "precision", None) or "auto"
-            compute = choose(chosen, precision, options.compile, progress.line)
+            compute = choose(name, precision, options.compile, progress.line)
             progress.line(
                 f"on {compute.device} in {compute.precision} with {snakemake.threads} threads"
             )
@@ -128,17 +126,18 @@ def job(snakemake: "Snakemake", kind: type[Told]) -> Iterator[Started[Told]]:
 
 @contextmanager
 def _saving_when_asked_to_stop(resume: Resume) -> Iterator[None]:
-    """SIGTERM (scancel, preemption, a time limit), SIGUSR1 (the warning before one) and SIGINT make
-    the job save and end. A later one ends it at once; SLURM sends the same one several times.
+    """Make the job save and end at SIGTERM (scancel, preemption, a time limit), SIGUSR1 (the
+    warning before one) or SIGINT. A second signal after `SAME_SIGNAL_S` ends it at once: SLURM
+    sends the same one several times.
     """
-    asked = None
+    first: float | None = None  # time of the first signal
 
     def ask(number: int, _: object) -> None:
-        nonlocal asked
-        if asked is not None and time.monotonic() - asked > SAME_SIGNAL_S:
+        nonlocal first
+        if first is not None and time.monotonic() - first > SAME_SIGNAL_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        asked = asked or time.monotonic()
+        first = first or time.monotonic()
         resume.stopping = number
 
     before = {number: signal.signal(number, ask) for number in STOPPING}
@@ -150,8 +149,8 @@ def _saving_when_asked_to_stop(resume: Resume) -> Iterator[None]:
 
 
 def _date_back(snakemake: "Snakemake", log: Callable[[str], None]) -> None:
-    """Date inputs from the future, made before the clock was set back, as made now: Snakemake would
-    find the output older than them and delete it.
+    """Set the time of inputs from the future to now: after the clock was set back, Snakemake would
+    find the output older than its inputs and delete it.
     """
     for path in _artifacts(snakemake.input):
         if path.stat().st_mtime > time.time():
@@ -160,7 +159,7 @@ def _date_back(snakemake: "Snakemake", log: Callable[[str], None]) -> None:
 
 
 def _artifacts(paths: Iterable[str]) -> list[Path]:
-    """Those of the paths that the pipeline makes itself."""
+    """The paths that the pipeline writes itself."""
     return [Path(path) for path in paths if path.endswith((".zarr.zip", ".json"))]
 
 
@@ -176,7 +175,7 @@ def _bar() -> Progress:
 
 
 def _contents(snakemake: "Snakemake") -> list[str]:
-    """What the inputs hold: a state is only continued on the very data it was made with."""
+    """The content hashes of the inputs, so that a state is only resumed on the same data."""
     return [content_of(path) for path in _artifacts(snakemake.input) if path.suffix == ".zip"]
 
 

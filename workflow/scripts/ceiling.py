@@ -1,4 +1,4 @@
-"""Stage 5, beside it: networks of one architecture trained on the full data."""
+"""Stage 5, ceiling: networks of one architecture trained on the full data."""
 
 from typing import TYPE_CHECKING
 

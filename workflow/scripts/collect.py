@@ -21,7 +21,7 @@ with job(snakemake, CollectSettings) as this:
     results = collect(snakemake.wildcards.dataset, this.settings, sets, snakemake.input.scores)
     gallery.write_gallery(snakemake.output.gallery, sets)
     table.write_html(snakemake.output.table, results)
-    inputs = {name: one.artifact.content for name, one in sets.items()}
+    inputs = {name: distilled.artifact.content for name, distilled in sets.items()}
     write_json(snakemake.output.results, "results", results, inputs)
     summarize_folder(Path(snakemake.output.results).parent)
     Console(file=sys.stderr).print(table.table(results))

@@ -1,4 +1,4 @@
-"""Stage 4: shards to the distilled set, with its final labels."""
+"""Stage 4: the distilled set, merged from its shards, with its final labels."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Stage 6: how well the two rankings agree."""
+"""Stage 6: the agreement of the two rankings."""
 
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,11 @@ with job(snakemake, AgreementSettings) as this:
         column = this.settings.column
         reference = table_reference(snakemake.input.reference, column, proxies["architectures"])
     else:
-        trained, made_from = read_json(snakemake.input.reference, "ranking")
-        if made_from["data"] != inputs["data"]:
+        ranking, sources = read_json(snakemake.input.reference, "ranking")
+        if sources["data"] != inputs["data"]:
             raise ArtifactError(
                 f"{snakemake.input.reference}: was measured on other data: delete it and run again"
             )
-        reference = trained["accuracies"][0]
+        reference = ranking["accuracies"][0]
     scores = compare(proxies, reference, source, this.settings.seed)
     write_json(snakemake.output.scores, "scores", scores, inputs)

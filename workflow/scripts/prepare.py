@@ -1,6 +1,4 @@
-"""Stage 1: images to the data artifact; what later stages ask of the data is checked now, before
-they cost time.
-"""
+"""Stage 1: images to the data artifact, with early checks of what later stages need of the data."""
 
 from typing import TYPE_CHECKING
 
