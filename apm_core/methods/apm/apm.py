@@ -180,7 +180,7 @@ class APM(Method):
     def image_gradient(self, state: State, *stream: streams.Key) -> tuple[Tensor, dict[str, float]]:
         """The gradient (B, C, H, W) of Eq. 4 in the images of the batch, and its two terms.
 
-        The batch must be placed and its teacher loaded; it is cut into segments of equal size.
+        The batch must be placed and its teacher loaded; it is cut into nearly equal segments.
         """
         batch, device = state["batch"], self.job.compute.device
         size = len(batch)
