@@ -29,11 +29,17 @@ from apm_core.training.teacher_pool import TeacherPool
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+# two tests at a time, each on one core; set before torch is loaded, for the jobs that tests start too
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that wait for minutes too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # the files that take longest begin, so that the two processes end together
+    items.sort(key=lambda item: not item.get_closest_marker("workflow"))
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:

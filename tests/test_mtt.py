@@ -183,23 +183,24 @@ def test_a_gradient_that_is_not_finite_is_reported_though_the_loss_is(job, monke
     assert all(torch.equal(before[name], state[name]) for name in before)
 
 
-def test_experts_stored_as_float16_are_matched_in_float32(job, teachers, monkeypatch):
+def test_experts_stored_as_float16_are_matched_in_float32(job, teachers):
     wide = teachers.trajectories
-    for artifact in teachers.artifacts:
-        narrow = artifact.arrays["snapshots"].astype(np.float16)
-        monkeypatch.setitem(artifact.arrays, "snapshots", narrow)
+    groups = [
+        replace(one, arrays={"snapshots": one.arrays["snapshots"].astype(np.float16)})
+        for one in teachers.artifacts
+    ]
     method = mtt()
-    method.start(job)
+    method.start(replace(job, pool=replace(teachers, artifacts=groups)))
     start, target = method.experts.piece(range(2), 0)
     assert start.dtype == target.dtype == torch.float32
     rounded = [epoch.half().float() for group in wide for member in group for epoch in member]
     assert any(torch.equal(start, epoch) for epoch in rounded)
 
 
-def test_a_pool_without_trajectories_is_refused(job, teachers, monkeypatch):
-    monkeypatch.delitem(teachers.artifacts[0].arrays, "snapshots")
+def test_a_pool_without_trajectories_is_refused(job, teachers):
+    ends = [replace(one, arrays={"parameters": None}) for one in teachers.artifacts]
     with pytest.raises(ConfigError, match="holds no trajectories: distil from the experts"):
-        mtt().start(job)
+        mtt().start(replace(job, pool=replace(teachers, artifacts=ends)))
 
 
 def test_shards_are_resumed_and_merged_with_their_learned_rate(

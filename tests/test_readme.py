@@ -49,17 +49,3 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         target = page.parent / name if name else page
         assert target.is_file(), link
         assert not heading or heading in anchors(target), link
-
-
-BLOCKS = {
-    "python": ["apm_core/methods/dm.py", "apm_core/methods/__init__.py"],
-    "yaml": ["config.yaml"],
-}
-
-
-def test_the_walk_through_a_method_quotes_the_code_as_it_is():
-    text = (REPO / "docs/add-a-method.md").read_text()
-    found = re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
-    assert len(found) >= 7
-    for language, block in found:
-        assert any(block in (REPO / name).read_text() for name in BLOCKS[language]), block
