@@ -29,8 +29,10 @@ from apm_core.training.teacher_pool import TeacherPool
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-# two tests at a time, each on one core; set before torch is loaded, for the jobs that tests start too
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests run two at a time, each, and each job that it starts, on one core."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
