@@ -105,7 +105,7 @@ def test_deleted_results_are_made_again_without_training_networks_again(finished
     plan = planned(folder)
     assert plan["whitening"] == 1 and plan["merge"] == 2
     assert not plan.keys() & {"prepare", "teachers", "distill", "ceiling", "nas_reference"}
-    run(folder)
+    run(folder, "--", "results/digits_ipc10.apm.zarr.zip")
     assert store.read(whitening, "whitening").content == before
     found = load(folder / "results/digits_ipc10.apm.zarr.zip")
     pixels = torch.from_numpy(found.images_rgb()[..., :1]).permute(0, 3, 1, 2)
@@ -240,13 +240,22 @@ def test_methods_that_match_flat_experts_bring_their_own_labels_and_rate(finishe
         assert found.recipe.lr != 0.01 and found.recipe.lr > 0
 
 
+def copy_inputs(finished: Path, folder: Path) -> None:
+    """What a shard is distilled from, made by the finished run."""
+    work = finished / "work/digits"
+    for source in (work / "data.zarr.zip", *work.glob("pools/*/0.zarr.zip")):
+        copy = folder / "work/digits" / source.relative_to(work)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, copy)
+
+
 def test_a_killed_shard_goes_on_with_the_same_bits(finished, tmp_path):
     settings = {"distill": {"rounds": 60}, "compute": {"resume_interval": 0}}
     shard = "work/digits/distill/apm.ipc10/0.zarr.zip"
     contents = {}
     for name, kill in (("unbroken", False), ("killed", True)):
         folder = tmp_path / name
-        (folder / "work").mkdir(parents=True)
+        copy_inputs(finished, folder)
         if kill:
             process = subprocess.Popen(
                 command(folder, "--", shard, settings=settings),
@@ -329,11 +338,7 @@ def test_a_job_that_outlives_its_run_is_not_repeated_beside_it(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_job_saves_says_so_and_is_continued(finished, tmp_path, number):
     shard = "work/digits/distill/apm.ipc10/0.zarr.zip"
-    made = finished / "work/digits"
-    for source in (made / "data.zarr.zip", *made.glob("pools/*/0.zarr.zip")):
-        file = tmp_path / "work/digits" / source.relative_to(made)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, file)
+    copy_inputs(finished, tmp_path)
     settings = {"distill": {"rounds": 100}, "compute": {"resume_interval": 1000}}
     process = started(tmp_path, settings, shard)
     log = tmp_path / "logs/digits/distill.apm.ipc10.0.log"
@@ -414,7 +419,7 @@ BAD_DATA = {
     ),
     "architecture that does not fit": (
         {"evaluate": {"architectures": ["convnet", "vgg11"]}},
-        r"apm: prepare: vgg11 cannot read 8x8 images.*these can: alexnet, convnet, vit",
+        r"apm: prepare: vgg11 cannot read 8x8 images.*these can: alexnet, convnet, frepo_conv, vit",
     ),
 }
 

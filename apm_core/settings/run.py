@@ -124,9 +124,9 @@ class RunSettings(Section):
         return entries
 
     def _entry(self, stated: dict[str, Any], earlier: Mapping[str, Entry], place: str) -> Entry:
-        name, changes = stated["name"], dict(stated)
-        base = changes.pop("method", changes.pop("name"))
-        changes.pop("name", None)
+        changes = dict(stated)
+        name = changes.pop("name")
+        base = changes.pop("method", name)
         while base in ready_entries() and base not in earlier:
             changes = laid_over(ready_entries()[base], changes)
             base = changes.pop("method")
