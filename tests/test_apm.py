@@ -305,7 +305,7 @@ def test_the_last_rounds_unroll_training_from_the_matched_images(teachers, digit
         BPTTSettings(**UNROLLED), name="apm_plus", recipe=Recipe(1, 0.02, loss="soft_ce")
     )
     expected.attach(replace(this, rounds=2))
-    other = expected.begin(images, torch.arange(10))
+    other = expected.at_rest(expected.state_of(images, torch.arange(10)))
     for index in (3, 4):
         figures = method.round(state, index)
         assert figures == pytest.approx(expected.round(other, index), rel=1e-4)

@@ -92,13 +92,13 @@ class Update:
     then: Callable[[State], None] | None = None
 
 
-class OneShot(ABC):
-    """A method without rounds, which selects or makes all images at once.
+class Configured:
+    """What every method is built from.
 
     Args:
         settings: of the method.
         name: of the method in the config, for messages; one class may implement several.
-        recipe: how networks are trained on the set; None where no network runs.
+        recipe: how networks are trained on the set, students included; None where no network runs.
     """
 
     def __init__(self, settings: MethodSettings, *, name: str, recipe: Recipe | None) -> None:
@@ -108,31 +108,23 @@ class OneShot(ABC):
         """The key of one of the method's settings in the config."""
         return f"methods.{self.name}.{option}"
 
+
+class OneShot(Configured, ABC):
+    """A method without rounds, which selects or makes all images at once."""
+
     @abstractmethod
     def make(self, job: Job) -> Shard:
         """The images of a shard."""
 
 
-class Method(ABC):
+class Method(Configured, ABC):
     """A method that distils in rounds.
 
-    Args:
-        settings: of the method.
-        name: of the method in the config, for messages; one class may implement several.
-        recipe: how networks are trained on the set, students included.
-
-    Attributes: movers, by name, one for each tensor of the state that `step` gives a gradient for.
+    Attributes: movers, by name, one for each tensor of the state that `step` gives a gradient for;
+    the constructor of the method sets them.
     """
 
     movers: Mapping[str, Mover]
-
-    def __init__(self, settings: MethodSettings, *, name: str, recipe: Recipe) -> None:
-        self.settings, self.name, self.recipe = settings, name, recipe
-        self.movers = {}
-
-    def key(self, option: str) -> str:
-        """The key of one of the method's settings in the config."""
-        return f"methods.{self.name}.{option}"
 
     @abstractmethod
     def init(self, job: Job) -> State:
@@ -161,10 +153,13 @@ class Method(ABC):
 
     def start(self, job: Job) -> State:
         """The state before round 0, with that of the movers, each tensor on its device."""
-        state = self.init(job)
+        return self.placed(self.at_rest(self.init(job)), job)
+
+    def at_rest(self, state: State) -> State:
+        """The state with that of movers which have not moved anything yet."""
         for name, mover in self.movers.items():
-            state |= mover.start(name, state[name])
-        return self.placed(state, job)
+            state = state | mover.start(name, state[name])
+        return state
 
     def round(self, state: State, index: int) -> dict[str, float]:
         """Run round `index`, which changes `state`, and return its figures and rates.

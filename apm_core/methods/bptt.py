@@ -68,15 +68,6 @@ class BPTT(Method):
             "classes": classes,
         }
 
-    def begin(self, images: Tensor, classes: Tensor) -> State:
-        """`state_of` with the state of the movers, for another method's last rounds."""
-        state = self.state_of(images, classes)
-        return state | {
-            key: value
-            for name, mover in self.movers.items()
-            for key, value in mover.start(name, state[name]).items()
-        }
-
     def attach(self, job: Job) -> None:
         """Load the real images, and compile the inner training and the loss on real images."""
         self.job, compute, net = job, job.compute, job.spec.network(job.compute.device)

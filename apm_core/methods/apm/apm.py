@@ -77,15 +77,15 @@ class APM(Method):
 
     def init(self, job: Job) -> State:
         """Start from real images; round 0 draws the batch and trains the students of its period."""
-        return self.state_of(job, *job.real_images())
+        self.attach(job)
+        return self.state_of(*job.real_images())
 
-    def state_of(self, job: Job, images: Tensor, classes: Tensor) -> State:
-        """Attach, and return the state of `images` (N, C, H, W) of `classes` (N,).
+    def state_of(self, images: Tensor, classes: Tensor) -> State:
+        """The state of `images` (N, C, H, W) of `classes` (N,).
 
         Raises ConfigError for a batch larger than the shard.
         """
         require_batch(self.key("batch"), self.settings.batch, images)
-        self.attach(job)
         return {"images": images, "classes": classes}
 
     def attach(self, job: Job) -> None:

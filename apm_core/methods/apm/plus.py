@@ -56,7 +56,7 @@ class APMPlus(Method):
         self.attach(job)
         correct = self.settings.start == "correct"
         images, classes = self._correct_images(job) if correct else job.real_images()
-        return self.matching.state_of(self.matching.job, images, classes)
+        return self.matching.state_of(images, classes)
 
     def _correct_images(self, job: Job) -> tuple[Tensor, Tensor]:
         """Real images that the teachers, as after the last of their epochs, classify correctly."""
@@ -115,4 +115,4 @@ class APMPlus(Method):
 
     def _unrolled_state(self, state: State) -> State:
         """The initial state of the rounds of BPTT, from the images of `state`."""
-        return self.unrolled.begin(state["images"], state["classes"])
+        return self.unrolled.at_rest(self.unrolled.state_of(state["images"], state["classes"]))
