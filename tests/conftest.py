@@ -30,9 +30,10 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests run two at a time, each, and each job that it starts, on one core."""
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """Several tests at a time (-n) have, each, and each job that it starts, one core."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,8 +41,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # the files that take longest begin, so that the two processes end together
-    items.sort(key=lambda item: not item.get_closest_marker("workflow"))
     if not config.getoption("--slow"):
         for item in items:
             if "slow" in item.keywords:
