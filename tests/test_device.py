@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
 from apm_core.errors import ConfigError
 from apm_core.nets.architectures.convnet import ConvNet
@@ -213,3 +214,22 @@ def test_each_job_locks_a_device_of_its_own(tmp_path):
 def test_a_cpu_is_not_reserved():
     with reserved("cpu") as device:
         assert device == "cpu"
+
+
+def test_many_networks_are_all_compiled(monkeypatch):
+    # they share the code of one function, and Dynamo gives up on a code after so many
+    counter, original = CompileCounter(), torch.compile
+    monkeypatch.setattr(device, "_compiler", lambda: "c++")
+    monkeypatch.setattr(torch, "compile", lambda f, **how: original(f, backend=counter, **how))
+
+    def times(number):
+        def multiplied(x):
+            return number * x
+
+        return multiplied
+
+    functions = [Compute(CPU, compile="on").compiled(times(n), flops=0, steps=0) for n in range(5)]
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    for number, function in enumerate(functions):
+        assert torch.equal(function(torch.ones(3)), torch.full((3,), float(number)))
+    assert counter.frame_count == 5

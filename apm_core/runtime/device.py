@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -112,10 +113,9 @@ class _WithFallback:
 
     def __init__(self, function: Callable, report: Callable[[str], None]) -> None:
         self.plain, self.report = function, report
-        # one function serves full and short batches of several networks; each shape is a
-        # compilation of its own
+        # a function serves full and short batches; each shape is a compilation of its own
         torch._dynamo.config.recompile_limit = 64
-        self.current = torch.compile(function, dynamic=False)
+        self.current = torch.compile(_with_own_code(function), dynamic=False)
 
     def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401 - whatever the function returns
         try:
@@ -129,6 +129,24 @@ class _WithFallback:
             self.report(f"compilation failed, running uncompiled: {reason}")
             self.current = self.plain
             return self.plain(*arguments)
+
+
+def _with_own_code(function: Callable) -> Callable:
+    """The same function with a code object of its own.
+
+    Dynamo counts compilations by code object, which all closures of one `def` share: of many
+    networks those after the limit would run plain, and others in a resumed process, which counts
+    from zero.
+    """
+    copy = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def _cpu_name() -> str:
