@@ -6,7 +6,8 @@
 # Tests for the GPU, the short benchmarks, then the pipeline twice: labels of one teacher, and of the
 # pool's mean (only labels and what follows from them are computed again). Results are copied to the
 # folder OUT. A step that takes longer than LIMIT (540 s) is stopped; call the command again.
-# PYTHON names the interpreter, DATA the folder with the data set, WORK where to work.
+# PYTHON names the interpreter, DATA the folder with the data set, TABLE the NAS table (looked for in
+# DATA), WORK where to work.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?benchmarks/headline.sh OUT [PRESET...]}")
@@ -16,6 +17,7 @@ presets=("$@")
 python=${PYTHON:-python3}
 work=$(realpath -m "${WORK:-work/headline}")
 data=$(realpath -m "${DATA:-data}")
+table=$(realpath -m "${TABLE:-$data/nasbench201_accuracy.csv.gz}")
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out" "$work"
 
@@ -38,6 +40,7 @@ for labels in teacher mean; do
     overlay=$work/$labels.yaml
     cat >"$overlay" <<END
 dataset: {data_dir: "$data"}
+nas: {reference: {table: "$table"}}
 distill: {labels: $labels}
 compute: {threads: $(nproc)}
 END

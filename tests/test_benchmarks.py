@@ -1,5 +1,8 @@
 """The benchmarks' own arithmetic, and that the pages show what they wrote."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -280,3 +283,28 @@ def test_the_table_of_the_ablation_has_a_column_for_each_ipc():
         "| base | 28.0 ± 0.5 | 50.0 ± 0.5 |",
         "| other |  | 49.0 |",
     ]
+
+
+def test_the_headline_run_can_be_planned_from_an_empty_folder(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("arch_str,accuracy\n")
+    ranking = tmp_path / "ranking.yaml"
+    ranking.write_text("nas: {reference: {source: table, column: accuracy}}\n")
+    python = tmp_path / "python"  # the real one for a plan of the pipeline, else nothing is done
+    python.write_text(
+        f'#!/bin/bash\n[[ " $* " == *" snakemake "* ]] || exit 0\n'
+        f'"{sys.executable}" "$@" --dry-run && mkdir -p "$WORK/results"'
+        ' && touch "$WORK/results/a_ipc1.json"\n'
+    )
+    python.chmod(0o755)
+    environment = {"PYTHON": str(python), "WORK": str(tmp_path / "work"), "TABLE": str(table)}
+    done = subprocess.run(
+        ["bash", "benchmarks/headline.sh", tmp_path / "out", "tests/tiny.yaml", ranking],
+        cwd=precision.ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nas_proxy" in (tmp_path / "work/results.mean.log").read_text()
+    assert (tmp_path / "out/headline.teacher.a_ipc1.json").is_file()
