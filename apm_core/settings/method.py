@@ -8,6 +8,7 @@ from apm_core.settings.section import Index, Section, setting
 from apm_core.settings.training import PoolName, RecipeChanges
 
 PACKAGE = "settings.methods"
+LabelsOf = Literal["pool", "classes", "own"]  # see MethodSettings
 
 
 class MethodSettings(Section):
@@ -29,7 +30,7 @@ class MethodSettings(Section):
     recipe: RecipeChanges = RecipeChanges()
 
     @property
-    def labels_of(self) -> Literal["pool", "classes", "own"]:
+    def labels_of(self) -> LabelsOf:
         """The source of the merged set's labels."""
         return "own"
 
@@ -59,7 +60,7 @@ class LabelledByPool(Section):
     )
 
     @property
-    def labels_of(self) -> Literal["pool", "classes", "own"]:
+    def labels_of(self) -> LabelsOf:
         """The source of the merged set's labels."""
         return "pool"
 

@@ -8,7 +8,7 @@ from pydantic import Field, create_model
 
 from apm_core.errors import ConfigError
 from apm_core.settings.compute import ComputeSettings
-from apm_core.settings.dataset import Dataset, Source
+from apm_core.settings.dataset import Dataset
 from apm_core.settings.evaluation import Evaluation, Nas
 from apm_core.settings.method import MethodSettings, methods, ready_entries
 from apm_core.settings.names import names_in
@@ -184,6 +184,3 @@ class RunSettings(Section):
                     f" beyond {pool}.epochs: {self.pools[pool].epochs}: lower the one or raise the"
                     " other"
                 )
-
-
-__all__ = ["ENTRY_NAME", "Entry", "RunSettings", "Source"]

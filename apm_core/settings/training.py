@@ -98,4 +98,4 @@ POOLS: dict[str, Pool] = {  # by name: the pools that methods distil from, with 
         lr=0.01, momentum=0.0, weight_decay=0.0, drop_at=1.0, snapshots=True, rho=0.01, alpha=0.3
     ),
 }
-PoolName = Literal["teachers", "aligned_teachers", "experts", "flat_experts"]
+PoolName = Literal[tuple(POOLS)]

@@ -1,11 +1,13 @@
 # The plan of the run: the config checked, and what each job is told and reads.
 import sys
+from typing import get_args
 
 from snakemake.exceptions import WorkflowError
 
 sys.path[:0] = [str(workflow.basedir), str(Path(workflow.basedir, "workflow"))]
 
 from apm_core.errors import ConfigError
+from apm_core.settings.evaluation import Protocol
 from apm_core.settings.plan import Plan
 from apm_core.settings.run import ENTRY_NAME, RESERVED, RunSettings
 from apm_core.settings.training import POOLS
@@ -36,7 +38,7 @@ wildcard_constraints:
     shard=r"\d+",
     entry=r"(?!(" + "|".join(RESERVED) + r")\b)" + ENTRY_NAME,
     network=r"[a-z0-9_]+",
-    protocol=r"own|hard|plain",
+    protocol="|".join(get_args(Protocol)),
 
 
 def gpus(wildcards):

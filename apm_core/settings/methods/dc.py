@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from apm_core.settings.method import IterativeSettings
+from apm_core.settings.method import IterativeSettings, LabelsOf
 from apm_core.settings.section import Above, BelowOne, Count, setting
 from apm_core.settings.training import RecipeChanges
 
@@ -23,7 +23,7 @@ class DCSettings(IterativeSettings):
     start: Literal["real", "noise"] = setting("real", "real images or Gaussian noise")
 
     @property
-    def labels_of(self) -> Literal["pool", "classes", "own"]:
+    def labels_of(self) -> LabelsOf:
         """The source of the merged set's labels: the class indices."""
         return "classes"
 

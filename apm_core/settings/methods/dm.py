@@ -1,8 +1,8 @@
 """Settings of distribution matching."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from apm_core.settings.method import IterativeSettings
+from apm_core.settings.method import IterativeSettings, LabelsOf
 from apm_core.settings.section import Above, BelowOne, Count, setting
 from apm_core.settings.training import RecipeChanges
 
@@ -17,7 +17,7 @@ class DMSettings(IterativeSettings):
     batch_real: Count = setting(256, "real images of a class in a round")
 
     @property
-    def labels_of(self) -> Literal["pool", "classes", "own"]:
+    def labels_of(self) -> LabelsOf:
         """The source of the merged set's labels: the class indices."""
         return "classes"
 

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from apm_core.settings.method import LabelledByPool, MethodSettings
+from apm_core.settings.method import LabelledByPool, LabelsOf, MethodSettings
 from apm_core.settings.section import setting
 
 
@@ -17,7 +17,7 @@ class RandomSettings(LabelledByPool, MethodSettings):
     )
 
     @property
-    def labels_of(self) -> Literal["pool", "classes", "own"]:
+    def labels_of(self) -> LabelsOf:
         """The source of the merged set's labels: the class indices, or the teachers."""
         return "classes" if self.labels == "classes" else "pool"
 
