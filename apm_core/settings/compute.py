@@ -21,6 +21,10 @@ class ComputeSettings(Section):
         "auto: when a job is long enough to earn it back (quote on and off: YAML reads them as"
         " true and false)",
     )
+    deterministic: bool = setting(
+        False,
+        "on a GPU: the same bits in every run and after a resume, slower; on a CPU always so",
+    )
     segment: Count | None = setting(
         None, "images through one network at a time in the image update; null: all at once"
     )

@@ -62,6 +62,8 @@ def distill(
                 job = fitted(method, job, state, budget)
             job = predict(method, job, state, rounds)
     else:
+        if budget:
+            memory.limit(budget.bytes, job.compute)
         job = replace(job, segment=saved["segment"])
         method.attach(job)
         state, first = method.placed(saved["state"], job), saved["round"]
@@ -84,7 +86,8 @@ def distill(
 def fitted(method: Method, job: Job, state: State, budget: Budget) -> Job:
     """The job with the largest segment whose rehearsal stays within the budget.
 
-    It is measured uncompiled, which takes more memory than compiled and no time to compile.
+    It is measured uncompiled, which takes more memory than compiled and no time to compile; on a
+    GPU with captured steps, whose memory stays theirs. Afterwards the limit is the allocator's too.
     """
     plain = replace(job.compute, compile="off")
 
@@ -102,6 +105,7 @@ def fitted(method: Method, job: Job, state: State, budget: Budget) -> Job:
         f"{budget.key}: {budget.bytes / memory.GB:.3g} GB allow {segment} images at a time, which"
         f" take {needed / memory.GB:.3g} GB"
     )
+    memory.limit(budget.bytes, job.compute)
     job = replace(job, segment=segment)
     method.attach(job)
     return job

@@ -7,7 +7,13 @@ norm, ReLU and 2x2 average pooling, then one linear layer.
 from torch import Tensor, nn
 
 from apm_core.errors import ConfigError
-from apm_core.nets.base import Shape, check_positive, instance_norm
+from apm_core.nets.base import (
+    MeanPool2d,
+    NormalisedConv2d,
+    Shape,
+    check_positive,
+    instance_norm,
+)
 
 WIDTH = 128
 
@@ -45,8 +51,8 @@ class ConvNet(nn.Module):
         for block in range(depth):
             inputs = width if block else shape.channels
             padding = 3 if block == 0 and shape.resolution == 28 else 1  # 28 px become 32
-            layers += [nn.Conv2d(inputs, width, 3, padding=padding), instance_norm(width)]
-            layers += [nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [NormalisedConv2d(inputs, width, 3, padding=padding), instance_norm(width)]
+            layers += [nn.ReLU(), MeanPool2d(2)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * (side >> depth) ** 2, shape.classes)
 
