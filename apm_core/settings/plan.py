@@ -28,13 +28,13 @@ from apm_core.settings.training import Network, PoolName, PoolTraining, RecipeSe
 
 ALGORITHM = {
     "prepare": 2,
-    "teachers": 1,
-    "distill": 4,
-    "merge": 2,
-    "evaluate": 2,
-    "ceiling": 2,
-    "nas_proxy": 1,
-    "nas_reference": 1,
+    "teachers": 2,
+    "distill": 5,
+    "merge": 3,
+    "evaluate": 3,
+    "ceiling": 3,
+    "nas_proxy": 2,
+    "nas_reference": 2,
     "nas": 1,
     "collect": 2,
 }
