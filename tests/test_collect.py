@@ -56,7 +56,7 @@ def distilled_set(entry: str) -> DistilledSet:
     info = {**COSTS[entry], "device": "cpu", "precision": "float32", "real_bytes": 6000}
     artifact = store.Artifact("distilled set", {}, {}, {"data": DATA}, info, entry * 9)
     return DistilledSet(
-        images=torch.zeros(6, 1, 4, 4),
+        stored=torch.zeros(6, 1, 4, 4),
         classes=torch.arange(3).repeat(2),
         targets=torch.zeros(6, 3),
         recipe=Recipe(passes=1, lr=0.1),

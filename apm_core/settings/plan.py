@@ -39,7 +39,7 @@ ALGORITHM = {
     "collect": 2,
 }
 # a method's settings that do not affect its shards, or are separate fields of DistillSettings
-EXCLUDED_OPTIONS = {"rounds", "start_only", "recipe", "network", "labels", "label_epoch"}
+EXCLUDED_OPTIONS = {"rounds", "start_only", "recipe", "network", "labels", "label_epoch", "tiles"}
 
 # a ceiling keeps no snapshots, so what pools say about them must not rerun it
 CEILING_DEFAULTS = {"per_job": 1, "snapshots": False, "snapshot_type": "float32"}
@@ -135,6 +135,7 @@ class Plan:
             method=item.method,
             options=own.model_dump(mode="json", exclude=EXCLUDED_OPTIONS),
             ipc=self.shard_ipc,
+            tiles=own.tiles or self.settings.distill.tiles,
             **fields,
             **self._common("distill"),
         )

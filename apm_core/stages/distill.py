@@ -8,6 +8,7 @@ import torch
 
 from apm_core import methods
 from apm_core.data.prepared import PreparedData
+from apm_core.data.tiles import Tiles
 from apm_core.errors import DivergenceError, OutOfMemoryError
 from apm_core.methods.base import Job, Method, OneShot, Shard
 from apm_core.methods.movers import State
@@ -174,17 +175,23 @@ def distill_shard(
     budget: Budget | None = None,
 ) -> store.Artifact:
     """Distil shard number `shard` as the settings say and write it to `path`."""
-    method = methods.build(settings)
+    method, ipc, tiles = methods.build(settings), settings.ipc, None
+    if settings.tiles > 1:
+        tiles = Tiles(settings.tiles, data.whitening)
+        tiles.require_fit(data.shape.resolution)
+        ipc *= tiles.count
+        if isinstance(method, Method):
+            method.store_as(tiles)
     job = Job(
         data,
         pool,
         run.compute,
-        ipc=settings.ipc,
+        ipc=ipc,
         shard=shard,
         rounds=settings.rounds or 0,
         seed=settings.seed,
         segment=segment,
-        home=home_of(data, settings.ipc, run.compute, budget),
+        home=home_of(data, ipc, run.compute, budget),
         network=Spec.of(settings.network, data.shape) if settings.network else None,
         limit=budget.bytes if budget else None,
         progress=run.progress,
@@ -198,7 +205,8 @@ def distill_shard(
             method, job, rounds=rounds, resume=run.resume, progress=run.progress, budget=budget
         )
     run.compute.report(f"peak memory {memory.peak(run.compute) / memory.GB:.3g} GB")
-    arrays = {"images": result.images.numpy(), "classes": result.classes.numpy()}
+    images = tiles.encode(result.images) if tiles else result.images
+    arrays = {"images": images.numpy(), "classes": result.classes.numpy()}
     if result.targets is not None:
         arrays["targets"] = result.targets.numpy()
     info = {
