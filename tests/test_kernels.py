@@ -104,7 +104,7 @@ def test_a_constant_map_becomes_its_shift(value):
 @runs
 def test_reads_any_memory_format():
     x, scale, shift, grad = case((2, 5, 6, 6), torch.float32)
-    given = x.contiguous(), scale, shift, grad[:1, :1].expand_as(grad)
+    given = x.contiguous(), scale[:1].expand_as(scale), shift, grad[:1].expand_as(grad)
     assert_exact(both_ways(norm_relu_pool, *given), given)
 
 
@@ -157,6 +157,11 @@ def test_other_types_are_refused():
     x = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
     with pytest.raises(TypeError, match=r"reads bfloat16 or float32, got torch\.float64"):
         norm_relu_pool(x, torch.ones(2), torch.zeros(2))
+
+
+def test_a_scale_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match=r"each of the 3 channels, got \(2,\) and \(3,\)"):
+        norm_relu_pool(torch.zeros(1, 3, 4, 4), torch.ones(2), torch.zeros(3))
 
 
 def test_is_not_for_cpus():

@@ -34,10 +34,16 @@ def norm_relu_pool(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -
         grad_x = rstd * scale * (g - mean(g) - xhat * mean(g * xhat)).
 
     There are no second derivatives: asking for one raises NotImplementedError. A method that
-    differentiates through training keeps the plain layers.
+    differentiates through training keeps the plain layers. Raises TypeError for another type of x
+    and ValueError for a scale or shift that is not (C,).
     """
     if x.dtype not in (torch.bfloat16, torch.float32):
         raise TypeError(f"norm_relu_pool reads bfloat16 or float32, got {x.dtype}")
+    if not scale.shape == shift.shape == x.shape[1:2]:
+        raise ValueError(
+            f"scale and shift need one value for each of the {x.shape[1]} channels, got "
+            f"{tuple(scale.shape)} and {tuple(shift.shape)}"
+        )
     return _forward(x, scale, shift, eps)[0]
 
 

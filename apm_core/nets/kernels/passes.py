@@ -6,8 +6,9 @@ Each of the four pixels of all windows is one block (windows, lanes): pooling ad
 its gradient is the same block for all four. An odd side has windows that are cut off: their pixels
 count in the statistics and are not pooled.
 
-A map of one tile (32x32) is read once and stays in registers; of larger maps the second reading
-comes from the cache, as far as it holds them.
+The forward holds a map of one tile (32x32) in registers; of larger maps, and in the backward, the
+second reading comes from the cache, as far as it holds them. Sizes are fixed: tuning them by the
+clock would change the order of the sums, and with it the bits of a resumed run.
 """
 
 import torch
@@ -251,6 +252,7 @@ def forward(
 ) -> None:
     """Fill `out` (N, C, H // 2, W // 2), channels last, and `mean` and `rstd` (N, C), float32."""
     x = x.contiguous(memory_format=torch.channels_last)
+    scale, shift = scale.contiguous(), shift.contiguous()
     with torch.cuda.device_of(x):
         forward_kernel[_grid(x)](x, scale, shift, out, mean, rstd, eps, **sizes(x))
 
@@ -271,6 +273,7 @@ def backward(
     """
     x = x.contiguous(memory_format=torch.channels_last)
     grad = grad.contiguous(memory_format=torch.channels_last)
+    scale, shift = scale.contiguous(), shift.contiguous()
     with torch.cuda.device_of(x):
         backward_kernel[_grid(x)](
             *(x, scale, shift, mean, rstd, grad, grad_x, grad_scale, grad_shift), **sizes(x)
