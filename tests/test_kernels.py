@@ -182,7 +182,8 @@ def test_is_captured_with_a_compiled_step(shape):
     replay = captured(step, found, None)
     x.copy_(case(shape, torch.bfloat16, seed=1)[0])
     replay()
-    assert_exact(found, (x, scale, shift, grad), DTYPES[torch.bfloat16])
+    for one, other in zip(found, both_ways(norm_relu_pool, x, scale, shift, grad), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
 
 
 @compiling
