@@ -143,7 +143,15 @@ def test_accuracies_are_where_they_belong(files):
 def test_every_documented_key_is_there(files):
     found = results(files)
     assert set(found) == {"run", "ceiling", "methods"}
-    keys = {"images", "image_bytes", "label_bytes", "compression", "accuracy", "plain_accuracy"}
+    keys = {
+        "images",
+        "tiles",
+        "image_bytes",
+        "label_bytes",
+        "compression",
+        "accuracy",
+        "plain_accuracy",
+    }
     keys |= {"hard_label_accuracy", "lrs", "ars", "nas", "cost"}
     for method in found["methods"].values():
         assert set(method) == keys

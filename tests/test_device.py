@@ -168,7 +168,7 @@ def test_autocast_computes_in_bf16_only_where_chosen():
 
 def test_exact_is_plain_float32_on_the_same_device():
     notes = []
-    compute = Compute(CPU, "bf16", "on", graphs=True, report=notes.append).exact()
+    compute = Compute(CPU, "bf16", "on", graphs=True, kernels=True, report=notes.append).exact()
     assert compute == Compute(CPU, "float32", "off", report=notes.append)
 
 

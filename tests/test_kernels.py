@@ -11,11 +11,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from apm_core.nets.architectures.convnet import ConvNet
+from apm_core.nets.base import Shape
+from apm_core.nets.flat import FlatNet
 from apm_core.nets.kernels import available, norm_relu_pool
-from apm_core.runtime.device import captured
-from apm_core.runtime.streams import generator
+from apm_core.runtime.device import Graphs
+from apm_core.runtime.streams import generator, seeded
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -168,6 +172,32 @@ def test_is_not_for_cpus():
     assert not available(torch.device("cpu"))
 
 
+@runs
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_network_with_the_kernel_equals_the_plain_one(precision):
+    with seeded("kernel"):
+        net = FlatNet(ConvNet(Shape(3, 16, 4), width=8, depth=2).to(DEVICE))
+    images = torch.randn(4, 3, 16, 16, generator=generator("images")).to(DEVICE)
+    bf16 = precision == "bf16"
+    found = []
+    for kernels in (False, True):
+        net.use_kernels(kernels)
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=bf16):
+            out = net.module(images)
+        found.append((out.detach().float(), net.gradient(out.float().square().sum())))
+    assert net.module.kernels
+    tolerance = 0.05 if bf16 else 1e-5
+    for plain, other in zip(*found, strict=True):
+        scale = float(plain.abs().max())
+        torch.testing.assert_close(other, plain, rtol=0, atol=tolerance * scale)
+
+
+def test_networks_without_such_blocks_have_no_kernel():
+    net = FlatNet(nn.Linear(2, 2))
+    net.use_kernels(True)
+    assert not hasattr(net.module, "kernels")
+
+
 @on_a_gpu
 @pytest.mark.parametrize("shape", [(8, 128, 32, 32), (8, 48, 7, 7), (2, 32, 64, 64)], ids=str)
 def test_is_captured_with_a_compiled_step(shape):
@@ -179,9 +209,10 @@ def test_is_captured_with_a_compiled_step(shape):
         for place, value in zip(found, both_ways(compiled, x, scale, shift, grad), strict=True):
             place.copy_(value)
 
-    replay = captured(step, found, None)
+    graphs = Graphs()
+    graphs.play("step", step, found)
     x.copy_(case(shape, torch.bfloat16, seed=1)[0])
-    replay()
+    graphs.play("step", step, found)
     for one, other in zip(found, both_ways(norm_relu_pool, x, scale, shift, grad), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
 

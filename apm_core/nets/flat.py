@@ -48,6 +48,13 @@ class FlatNet:
         """Whether compiling the module saves time on a CPU, as its class states."""
         return getattr(self.module, "fuses", False)
 
+    def use_kernels(self, wanted: bool) -> None:
+        """Let the module's blocks run in kernels of our own, where it has such; these have no
+        second derivatives.
+        """
+        if hasattr(self.module, "kernels"):
+            self.module.kernels = wanted
+
     def __call__(self, x: Tensor) -> Tensor:
         """The module's output for `x`."""
         return self.module(x)

@@ -43,6 +43,7 @@ class Compute:
     precision: str = "float32"  # or "bf16": autocast, parameters stay float32
     compile: str = "auto"  # "on", "off", or "auto": when the job is long enough to earn it back
     graphs: bool = False  # steps are captured as CUDA graphs
+    kernels: bool = False  # blocks of networks run in kernels of our own
     report: Callable[[str], None] = lambda _: None  # receives one-line notes, e.g. of a fallback
 
     def autocast(self) -> torch.autocast:
@@ -52,7 +53,7 @@ class Compute:
 
     def exact(self) -> "Compute":
         """The same device in plain float32."""
-        return replace(self, precision="float32", compile="off", graphs=False)
+        return replace(self, precision="float32", compile="off", graphs=False, kernels=False)
 
     def describe(self) -> str:
         """The hardware, for the record: a GPU's name, or the CPU's with its number of threads."""
@@ -198,13 +199,14 @@ def choose(
     report: Callable[[str], None] = lambda _: None,
     *,
     deterministic: bool = False,
+    kernels: bool = False,
 ) -> Compute:
     """Resolve the settings on this machine, and set up the process for them.
 
     "auto" takes the first GPU if there is one, and bf16 where the hardware multiplies in bf16. A
     wish for bf16 on hardware without it falls back to float32 with a note. `deterministic` chooses
-    operations that give the same bits every time; on a CPU all do. Raises ConfigError for a device
-    that is not there.
+    operations that give the same bits every time; on a CPU all do. `kernels` is for a GPU. Raises
+    ConfigError for a device that is not there.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -221,7 +223,8 @@ def choose(
         report(f"compute.precision: this {chosen.type} has no bf16 arithmetic: using float32")
     resolved = "bf16" if able and precision in ("auto", "bf16") else "float32"
     graphs = chosen.type == "cuda" and compile != "off"
-    return Compute(chosen, resolved, compile, graphs, report)
+    kernels = kernels and chosen.type == "cuda"
+    return Compute(chosen, resolved, compile, graphs, kernels, report)
 
 
 def _set_up_gpu(device: torch.device, deterministic: bool) -> torch.device:

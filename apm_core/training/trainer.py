@@ -97,6 +97,7 @@ class Trainer:
     ) -> None:
         self.net, self.recipe, self.compute, self.examples = net, recipe, compute, examples
         device, count = compute.device, len(examples.targets)
+        net.use_kernels(compute.kernels)
         self.velocity = torch.zeros_like(net.vector)
         self.moments = Moments.at_rest(net.vector) if recipe.optimizer == "adam" else None
         self.rate = torch.zeros((), device=device, dtype=net.vector.dtype)

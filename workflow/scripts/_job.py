@@ -101,6 +101,7 @@ def job(snakemake: "Snakemake", kind: type[Settings]) -> Iterator[Started[Settin
                 options.compile,
                 progress.line,
                 deterministic=options.deterministic,
+                kernels=options.kernels,
             )
             progress.line(
                 f"on {compute.device} in {compute.precision} with {snakemake.threads} threads"

@@ -4,6 +4,7 @@ Used by DC (Zhao et al., ICLR 2021) and everything after it: d blocks of 3x3 con
 norm, ReLU and 2x2 average pooling, then one linear layer.
 """
 
+import torch
 from torch import Tensor, nn
 
 from apm_core.errors import ConfigError
@@ -34,6 +35,7 @@ class ConvNet(nn.Module):
     when `width` or `depth` is not positive or when so many halvings leave no pixel.
     """
 
+    kernels = False  # norm, ReLU and pooling by `apm_core.nets.kernels`
     fuses = True  # norm, ReLU and pooling of a block are one pass over memory when compiled
 
     def __init__(self, shape: Shape, *, width: int = WIDTH, depth: int | None = None) -> None:
@@ -65,7 +67,16 @@ class ConvNet(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (N, channels, S, S) to the features (N, width * (S / 2^depth)^2) of the head."""
-        return self.features(x).flatten(1)  # (N, width, s, s) -> (N, width * s * s)
+        maps = self._features_by_kernels(x) if self.kernels else self.features(x)
+        return maps.flatten(1)  # (N, width, s, s) -> (N, width * s * s)
+
+    def _features_by_kernels(self, x: Tensor) -> Tensor:
+        from apm_core.nets.kernels import norm_relu_pool
+
+        x = x.contiguous(memory_format=torch.channels_last)
+        for conv, norm in zip(self.features[0::4], self.features[1::4], strict=True):
+            x = norm_relu_pool(conv(x), norm.weight, norm.bias, norm.eps)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, channels, S, S) to logits (N, classes)."""

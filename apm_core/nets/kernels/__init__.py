@@ -1,6 +1,6 @@
 """What stands behind the convolution of a block in one pass over memory, for GPUs.
 
-Off by default: no architecture calls it until it has been measured on a card.
+Off by default (`compute.kernels`) until it has been measured on a card.
 """
 
 from importlib.util import find_spec
