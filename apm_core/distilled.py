@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from apm_core.data.labels import Labels
 from apm_core.data.tiles import Tiles
 from apm_core.data.whitening import Whitening, to_uint8
 from apm_core.data.whitening_file import WhiteningFile
@@ -30,10 +31,10 @@ class DistilledSet:
     N images are stored in n of them, N = n t^2, where each holds t x t tiles; n is N without tiles.
 
     Attributes:
-        stored: (n, C, H, W) float32, class by class inside each shard: the images in the working
-            space (whitened), or in [0, 1] where they hold tiles.
+        stored: (n, C, H, W), class by class inside each shard: float32 in the working space
+            (whitened), or in [0, 1] where they hold tiles; or uint8 pixels.
         classes: (N,) int64, the class that each image stands for.
-        targets: (N, classes) float32 for the recipe's loss, usually teacher logits.
+        labels: the targets as they are stored.
         recipe: how to train on it.
         pixels: (n, C, H, W) uint8, the stored images with the whitening undone.
         whitening_file: file of the whitening of the images; None when they are [0, 1] pixels.
@@ -44,7 +45,7 @@ class DistilledSet:
 
     stored: Tensor
     classes: Tensor
-    targets: Tensor
+    labels: Labels
     recipe: Recipe
     pixels: Tensor
     whitening_file: WhiteningFile | None
@@ -56,9 +57,17 @@ class DistilledSet:
     def images(self) -> Tensor:
         """The images (N, C, H, W) that networks see, in the working space.
 
-        Raises ArtifactError where tiles are to be whitened and the whitening's file is not there.
+        Raises ArtifactError where pixels are to be whitened and the whitening's file is not there.
         """
-        return self.stored if self.tiles == 1 else self._decoded(self.whitening)
+        whitened = self.tiles == 1 and self.stored.is_floating_point()
+        return self.stored if whitened else self._decoded(self.whitening)
+
+    @property
+    def targets(self) -> Tensor:
+        """What each image is trained on: (N, classes) float32 for the recipe's loss, usually
+        teacher logits, or class indices (N,).
+        """
+        return self.labels.targets
 
     def _decoded(self, whitening: Whitening) -> Tensor:
         return Tiles(self.tiles, whitening).decode(self.stored)
@@ -124,7 +133,7 @@ class DistilledSet:
             self,
             stored=self.stored[index],
             classes=self.classes[seen],
-            targets=self.targets[seen],
+            labels=self.labels.select(seen),
             pixels=self.pixels[index],
         )
 
@@ -155,8 +164,8 @@ class DistilledSet:
 
     @property
     def label_bytes(self) -> int:
-        """Bytes of `targets`."""
-        return self.targets.nbytes
+        """Bytes of the labels as they are stored."""
+        return self.labels.bytes
 
 
 def save(
@@ -175,9 +184,10 @@ def save(
     arrays = {
         "images": distilled.stored.numpy(),
         "classes": distilled.classes.numpy(),
-        "targets": distilled.targets.numpy(),
-        "pixels": distilled.pixels.numpy(),
+        **distilled.labels.arrays(),
     }
+    if distilled.stored.is_floating_point():  # else they are the pixels
+        arrays["pixels"] = distilled.pixels.numpy()
     file = distilled.whitening_file
     info = {
         **info,
@@ -197,24 +207,27 @@ def load(path: str | Path) -> DistilledSet:
     earlier version.
     """
     artifact = store.read(path, KIND)
-    if "pixels" not in artifact.arrays:
+    images = torch.from_numpy(artifact.arrays["images"])
+    if images.is_floating_point() and "pixels" not in artifact.arrays:
         raise ArtifactError(
             f"{path}: an earlier apm wrote it, with its whitening inside and without its pixels:"
             f" delete {path} and run snakemake again"
         )
+    pixels = torch.from_numpy(artifact.arrays["pixels"]) if images.is_floating_point() else images
+    class_names = tuple(artifact.info["class_names"])
     record = artifact.info["whitening"]
     file = record and WhiteningFile(
         Path(path).parent / Path(record["file"]).name,  # no other folder, whatever the file says
         record["content"],
     )
     return DistilledSet(
-        stored=torch.from_numpy(artifact.arrays["images"]),
+        stored=images,
         classes=torch.from_numpy(artifact.arrays["classes"]),
-        targets=torch.from_numpy(artifact.arrays["targets"]),
+        labels=Labels.from_arrays(artifact.arrays, len(class_names)),
         recipe=Recipe(**artifact.info["recipe"]),
-        pixels=torch.from_numpy(artifact.arrays["pixels"]),
+        pixels=pixels,
         whitening_file=file,
-        class_names=tuple(artifact.info["class_names"]),
+        class_names=class_names,
         artifact=artifact,
         tiles=artifact.info.get("tiles", 1),  # a set from before there were tiles says nothing
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from apm_core import scores
+from apm_core.data.labels import Labels
 from apm_core.distilled import DistilledSet
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store
@@ -58,7 +59,7 @@ def distilled_set(entry: str) -> DistilledSet:
     return DistilledSet(
         stored=torch.zeros(6, 1, 4, 4),
         classes=torch.arange(3).repeat(2),
-        targets=torch.zeros(6, 3),
+        labels=Labels.of(torch.zeros(6, 3)),
         recipe=Recipe(passes=1, lr=0.1),
         pixels=torch.zeros(6, 1, 4, 4, dtype=torch.uint8),
         whitening_file=None,

@@ -13,6 +13,7 @@ from PIL import Image
 import apm_core
 from apm_core import distilled
 from apm_core.data import whitening_file
+from apm_core.data.labels import Labels
 from apm_core.data.prepared import PreparedData
 from apm_core.data.whitening import Whitening
 from apm_core.data.whitening_file import WhiteningFile
@@ -229,7 +230,7 @@ def test_100_images_of_cifar10s_size_take_less_than_3_mb(real_set, tmp_path):
         real_set,
         stored=torch.from_numpy(rng.normal(size=(100, 3, 32, 32)).astype(np.float32)),
         classes=torch.arange(100) % 10,
-        targets=torch.from_numpy(rng.normal(size=(100, 10)).astype(np.float32)),
+        labels=Labels.of(torch.from_numpy(rng.normal(size=(100, 10)).astype(np.float32))),
         pixels=torch.from_numpy(rng.integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)),
         whitening_file=file,
     )

@@ -30,6 +30,7 @@ RULE = {
     **{pool: {pool} for pool in POOLS},
     "recipe": {"distill", "merge"},
     "distill": {"distill"},
+    "distill.product": {"merge"},
     "methods": {"distill"},
     "evaluate": {"evaluate"},
     "evaluate.ceiling": {"ceiling"},
@@ -68,7 +69,7 @@ EXCEPTIONS: dict[str, set[str]] = {
 def of_a_method(key: str) -> set[str] | None:
     """Stages of a method's labels and recipe; None for its other settings."""
     _, method, *rest = key.split(".")
-    if rest[0] in ("labels", "label_epoch"):
+    if rest[0] in ("labels", "label_epoch", "product"):
         return {"merge"}
     if rest[0] == "recipe":
         return {"distill", "merge"} if methods()[method].trains else {"merge"}

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from apm_core.data.labels import Labels
 from apm_core.distilled import DistilledSet
 from apm_core.report import gallery, table
 from apm_core.runtime import store
@@ -139,7 +140,7 @@ def coloured(classes: int, ipc: int, side: int) -> DistilledSet:
     return DistilledSet(
         stored=torch.zeros(len(labels), 3, side, side),
         classes=labels,
-        targets=torch.zeros(len(labels), classes),
+        labels=Labels.of(torch.zeros(len(labels), classes)),
         recipe=Recipe(passes=1, lr=0.1),
         pixels=colour.to(torch.uint8)[:, :, None, None].expand(-1, -1, side, side),
         whitening_file=None,

@@ -157,7 +157,7 @@ def test_settings_load_without_torch():
         ({"teacher": {}}, "teacher: there is no such key; did you mean teachers?"),
         (
             {"distill.zzz": 3},
-            "distill.zzz: there is no such key; known here: label_epoch, labels, methods, rounds,",
+            "distill.zzz: there is no such key; known here: label_epoch, labels, methods, product,",
         ),
         (
             {"methods.apm.checkpoint": 3},

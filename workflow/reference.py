@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from apm_core.settings.method import methods, ready_entries
+from apm_core.settings.product import ProductChanges
 from apm_core.settings.run import RunSettings
 from apm_core.settings.schema import Schema, bounds, resolved, schema_of
 from apm_core.settings.section import Section
-from apm_core.settings.training import Pool, Teachers
+from apm_core.settings.training import Pool, RecipeChanges, Teachers
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
@@ -47,7 +48,7 @@ def schema_text() -> str:
 def page() -> str:
     """The reference page."""
     root = RunSettings()
-    parts = [HEAD, _table(RunSettings, root, leaves_only=True)]
+    parts = [HEAD, _table(RunSettings, root)]
     for name in RunSettings.model_fields:
         value = getattr(root, name)
         if name == "methods":
@@ -59,27 +60,30 @@ def page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+# sections that repeat the keys of another
+CHANGES = {RecipeChanges: "the section recipe", ProductChanges: "distill.product"}
+
+
 def _tables(kind: type[Section], value: Section, prefix: str = "") -> Iterator[str]:
     """The table of a section, and those of the sections in it."""
     yield _table(kind, value, prefix=prefix)
     for name in kind.model_fields:
         inner = getattr(value, name)
-        if isinstance(inner, Section) and name != "recipe":
+        if isinstance(inner, Section) and type(inner) not in CHANGES:
             yield f"{prefix}{name}: {_doc(type(inner))}"
             yield from _tables(type(inner), inner, f"{prefix}{name}.")
 
 
-def _table(
-    kind: type[Section], value: Section, *, prefix: str = "", leaves_only: bool = False
-) -> str:
+def _table(kind: type[Section], value: Section, *, prefix: str = "") -> str:
     schema = schema_of(kind)
     lines = ["| key | values | default | meaning |", "| --- | --- | --- | --- |"]
     for name, node in schema["properties"].items():
         default = getattr(value, name)
-        if isinstance(default, Section) and (name != "recipe" or leaves_only):
+        changes = CHANGES.get(type(default))
+        if isinstance(default, Section) and not changes:
             continue
         text = _text(default)
-        meaning = node.get("description") or "where it differs from the section recipe"
+        meaning = node.get("description") or f"where it differs from {changes}"
         cells = (f"`{prefix}{name}`", _values(node, schema), f"`{text}`", meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

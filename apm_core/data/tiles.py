@@ -43,11 +43,15 @@ class Tiles:
             )
 
     def decode(self, stored: Tensor) -> Tensor:
-        """The images (N * t * t, C, S, S), whitened, of stored ones (N, C, S, S) in [0, 1]."""
+        """The images (N * t * t, C, S, S), whitened, of stored ones (N, C, S, S): floating point in
+        [0, 1], or uint8.
+        """
         return self._whitening(stored.device).apply(self.upsampled(stored))
 
     def upsampled(self, stored: Tensor) -> Tensor:
         """Like `decode`, before the whitening: pixels."""
+        if stored.dtype == torch.uint8:
+            stored = stored.float() / 255
         side = stored.shape[-1]
         return F.interpolate(self._cut(stored), size=(side, side), mode="bilinear")
 

@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any, ClassVar, Literal
 
 from apm_core.settings.names import module_of, names_in
+from apm_core.settings.product import ProductChanges
 from apm_core.settings.section import Count, Index, Section, setting
 from apm_core.settings.training import PoolName, RecipeChanges
 
@@ -29,6 +30,7 @@ class MethodSettings(Section):
 
     recipe: RecipeChanges = RecipeChanges()
     tiles: Count | None = setting(None, "images along a side of a stored one; null: distill.tiles")
+    product: ProductChanges = ProductChanges()
 
     @property
     def labels_of(self) -> LabelsOf:

@@ -39,7 +39,16 @@ ALGORITHM = {
     "collect": 2,
 }
 # a method's settings that do not affect its shards, or are separate fields of DistillSettings
-EXCLUDED_OPTIONS = {"rounds", "start_only", "recipe", "network", "labels", "label_epoch", "tiles"}
+EXCLUDED_OPTIONS = {
+    "rounds",
+    "start_only",
+    "recipe",
+    "network",
+    "labels",
+    "label_epoch",
+    "tiles",
+    "product",
+}
 
 # a ceiling keeps no snapshots, so what pools say about them must not rerun it
 CEILING_DEFAULTS = {"per_job": 1, "snapshots": False, "snapshot_type": "float32"}
@@ -156,7 +165,11 @@ class Plan:
             epoch = common.label_epoch if own.label_epoch is None else own.label_epoch
             fields["label_epoch"] = epoch
         return MergeSettings(
-            entry=entry, recipe=self._recipe(item), **fields, **self._common("merge")
+            entry=entry,
+            recipe=self._recipe(item),
+            product=common.product.changed(own.product.model_dump(exclude_none=True)),
+            **fields,
+            **self._common("merge"),
         )
 
     def _recipe(self, entry: Entry) -> RecipeSettings:

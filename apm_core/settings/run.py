@@ -12,6 +12,7 @@ from apm_core.settings.dataset import Dataset
 from apm_core.settings.evaluation import Evaluation, Nas
 from apm_core.settings.method import MethodSettings, methods, ready_entries
 from apm_core.settings.names import names_in
+from apm_core.settings.product import Product
 from apm_core.settings.schema import check, hint
 from apm_core.settings.section import Count, Index, Section, laid_over, setting
 from apm_core.settings.training import POOLS, Pool, RecipeSettings, Teachers
@@ -60,6 +61,7 @@ class Distill(Section):
     label_epoch: Index | None = setting(
         None, "labels by teachers as after so many epochs (needs snapshots); null: at their end"
     )
+    product: Product = Product()
 
 
 Methods: type[Section] = create_model(

@@ -1,9 +1,9 @@
 """The base class of all sections of the settings, and the types of bounded numbers."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -25,6 +25,17 @@ class Section(BaseModel):
 def setting(default: Any, meaning: str) -> Any:  # noqa: ANN401 - the type stands at the field
     """A field with its default and a one-line description."""
     return Field(default, description=meaning)
+
+
+def changes_of(section: type[Section], name: str, meaning: str) -> type[Section]:
+    """A section `name` of the same fields, null where they are as in `section`."""
+    fields = {}
+    for key, field in section.model_fields.items():
+        kind = field.annotation
+        if type(None) not in get_args(kind):
+            kind = Annotated[(kind, Field(), *field.metadata)] | None
+        fields[key] = (kind, setting(None, field.description))
+    return create_model(name, __base__=Section, __doc__=meaning, **fields)
 
 
 def laid_over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from apm_core.settings.compute import Precision
 from apm_core.settings.dataset import Images
 from apm_core.settings.evaluation import Protocol, RankedNetworks, RankingTraining
 from apm_core.settings.method import MethodSettings, methods
+from apm_core.settings.product import Product
 from apm_core.settings.section import Section
 from apm_core.settings.text import canonical, fingerprint
 from apm_core.settings.training import Network, PoolTraining, RecipeSettings
@@ -81,6 +82,7 @@ class MergeSettings(StageSettings):
     labels: Literal["teacher", "mean", "classes", "own"]
     label_epoch: int | None = None
     recipe: RecipeSettings
+    product: Product = Product()
 
 
 class EvaluateSettings(StageSettings):

@@ -2,10 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, create_model
+from pydantic import Field
 
 from apm_core.settings.names import names_in
-from apm_core.settings.section import Above, AtLeast, BelowOne, Count, Index, Section, setting
+from apm_core.settings.section import (
+    Above,
+    AtLeast,
+    BelowOne,
+    Count,
+    Index,
+    Section,
+    changes_of,
+    setting,
+)
 
 Architecture = Literal[names_in("nets.architectures")]
 Loss = Literal[names_in("training.losses")]
@@ -45,17 +54,10 @@ class RecipeSettings(Section):
     drop_momentum: bool = setting(False, "forget the momentum where the rate drops")
 
 
-RecipeChanges: type[Section] = create_model(
+RecipeChanges = changes_of(
+    RecipeSettings,
     "RecipeChanges",
-    __base__=Section,
-    __doc__="Where a method's recipe differs from `recipe`; null: as there.",
-    **{
-        name: (
-            Annotated[(field.annotation, Field(), *field.metadata)] | None,
-            setting(None, field.description),
-        )
-        for name, field in RecipeSettings.model_fields.items()
-    },
+    "Where a method's recipe differs from `recipe`; null: as there.",
 )
 
 

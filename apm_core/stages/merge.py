@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from apm_core import distilled
+from apm_core.data.labels import Labels
 from apm_core.data.prepared import PreparedData
 from apm_core.data.tiles import Tiles
 from apm_core.data.whitening import to_uint8
@@ -49,7 +50,11 @@ def merge(
             )
     stored = torch.cat([torch.from_numpy(shard.arrays["images"]) for shard in shards])
     factor = shards[0].settings["tiles"]
-    images = Tiles(factor, data.whitening).decode(stored) if factor > 1 else stored
+    pixels = stored if factor > 1 else data.whitening.invert(stored)
+    if settings.product.pixels == "uint8":
+        stored = to_uint8(pixels)
+    in_pixels = factor > 1 or stored.dtype == torch.uint8
+    images = Tiles(factor, data.whitening).decode(stored) if in_pixels else stored
     classes = torch.cat([torch.from_numpy(shard.arrays["classes"]) for shard in shards])
     if "targets" in shards[0].arrays:
         targets = torch.cat([torch.from_numpy(shard.arrays["targets"]) for shard in shards])
@@ -63,9 +68,9 @@ def merge(
     result = DistilledSet(
         stored,
         classes,
-        targets,
+        Labels.of(targets, bits=settings.product.label_bits, top=settings.product.top),
         recipe,
-        to_uint8(stored) if factor > 1 else data.whitening.to_uint8(stored),
+        to_uint8(pixels),
         whitening_beside(path, whitening_name, data),
         tuple(data.class_names),
         data.artifact,
