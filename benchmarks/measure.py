@@ -97,11 +97,15 @@ def serve(function: Callable[[], object]) -> None:
         print("done", flush=True)
 
 
+def device() -> torch.device:
+    """The kind of device that is measured: a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def machine() -> dict[str, Any]:
     """Device, date and versions, for the head of every result file."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "device": Compute(device).describe(),
+        "device": Compute(device()).describe(),
         "date": datetime.now(UTC).date().isoformat(),
         "versions": store.versions(),
     }

@@ -11,11 +11,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, ROOT, machine, show, write
+from benchmarks.measure import RESULTS, ROOT, device, machine, show, write
 from benchmarks.pipeline import run_pipeline
 
-TRAINING = ("teachers", "distill.apm", "evaluate", "ceiling", "nas.reference", "proxy")
+TRAINING = ("teachers.", "distill.apm.", "evaluate.", "ceiling.", "nas.reference.", "proxy.")
 CLOCK = re.compile(r"(\d\d):(\d\d):(\d\d(?:\.\d+)?) ")
+
+
+def trains(log: Path) -> bool:
+    """Whether the log at this path is that of a job that trains."""
+    return any(part in log.name for part in TRAINING)
 
 
 def interval(log: Path) -> tuple[float, float]:
@@ -43,11 +48,11 @@ def main() -> None:
         run_pipeline(Path(folder), preset, "results/digits_ipc10.json", cores="2")
         wall = time.monotonic() - started
         logs = list((Path(folder) / "logs").rglob("*.log"))
-        work = covered([interval(log) for log in logs if any(t in log.name for t in TRAINING)])
+        work = covered([interval(log) for log in logs if trains(log)])
     figures = {"jobs": len(logs), "wall, s": wall, "training, s": work}
     figures["outside, %"] = 100 * (1 - work / wall)
     show("the quick start on two cores", [figures])
-    write(RESULTS / "overhead_cpu.json", {**machine(), **figures})
+    write(RESULTS / f"overhead_{device().type}.json", {**machine(), **figures})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The benchmarks' own arithmetic, and that the pages show what they wrote."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,6 +121,16 @@ def test_a_logs_first_and_last_time_are_read(tmp_path):
     assert overhead.interval(log) == (3723.0, 3780.0)
 
 
+def test_the_logs_of_jobs_that_train_are_known_by_their_names():
+    rules = "".join(file.read_text() for file in (measure.ROOT / "workflow/rules").glob("*.smk"))
+    wildcards = {"{entry}": "apm", "{pool}": "teachers"}
+    for rule in re.split(r"^rule ", rules, flags=re.MULTILINE)[1:]:
+        [log] = re.findall(r'"(logs/.*\.log)"', rule)
+        for wildcard, value in wildcards.items():
+            log = log.replace(wildcard, value)
+        assert overhead.trains(Path(log)) == ("gpu=gpus" in rule), log
+
+
 def test_precision_runs_are_cut_to_what_is_compared():
     preset = precision.ROOT / "presets/cifar10_cpu.yaml"
     config = precision.compared(preset, ["distill.rounds=7", "teachers.n=10"])
@@ -126,7 +138,7 @@ def test_precision_runs_are_cut_to_what_is_compared():
     assert config["teachers"]["width"] == 32
     assert config["distill"]["methods"] == ["apm"] and config["nas"]["networks"] == 0
     plan = pipeline.plan_of(config)
-    assert plan.protocols == [("convnet", "own")] and plan.settings.teachers.lr == 0.05
+    assert plan.protocols == {"convnet": ["own"]} and plan.settings.teachers.lr == 0.05
 
 
 def test_the_generated_work_has_the_real_shapes(cpu):
@@ -199,7 +211,7 @@ def test_the_rounds_of_a_budget_can_be_laid_over_its_config():
         ("results/digits.whitening.zarr.zip", "whitening"),
         ("results/digits_ipc4.apm.zarr.zip", "distilled set"),
         ("results/digits_ipc4.json", "results"),
-        ("work/digits/evaluate/ipc4.apm/convnet.own.json", "scores"),
+        ("work/digits/evaluate/ipc4.apm/convnet.json", "scores"),
         ("work/digits/ceiling/convnet.json", "scores"),
         ("work/digits/nas/ipc4.apm.json", "scores"),
         ("work/digits/nas/ipc4.apm.proxy.json", "ranking"),
@@ -247,7 +259,7 @@ def test_the_ablation_is_judged_by_held_out_images(ablation):
     ablation.require_target("ablation_cifar10_cpu", "10")
     assert ablation.prepare().images.held_out == 0.1
     assert set(ablation.entries) == {"random_hard", "base", *SWITCHED}
-    assert ablation.protocols == [("convnet", "own")]
+    assert ablation.protocols == {"convnet": ["own"]}
 
 
 @pytest.mark.parametrize("name", SWITCHED)

@@ -3,6 +3,7 @@
 import csv
 import json
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,16 +24,12 @@ COSTS = {
     "apm": {"teacher_seconds": 100.0, "distill_seconds": 50.0, "peak_memory_bytes": 7},
     "random": {"teacher_seconds": 100.0, "distill_seconds": 0.5, "peak_memory_bytes": 3},
 }
-# (entry, network, protocol) -> runs
+# (entry, network) -> runs by protocol
 RUNS = {
-    ("apm", "convnet", "own"): [60.0, 64.0],
-    ("apm", "vgg11", "own"): [50.0, 50.0],
-    ("apm", "convnet", "hard"): [40.0],
-    ("apm", "convnet", "plain"): [55.0, 57.0],
-    ("random", "convnet", "own"): [30.0, 32.0],
-    ("random", "vgg11", "own"): [20.0, 24.0],
-    ("random", "convnet", "hard"): [22.0],
-    ("random", "convnet", "plain"): [25.0, 27.0],
+    ("apm", "convnet"): {"own": [60.0, 64.0], "hard": [40.0], "plain": [55.0, 57.0]},
+    ("apm", "vgg11"): {"own": [50.0, 50.0]},
+    ("random", "convnet"): {"own": [30.0, 32.0], "hard": [22.0], "plain": [25.0, 27.0]},
+    ("random", "vgg11"): {"own": [20.0, 24.0]},
 }
 NAS = {
     "networks": 8,
@@ -68,14 +65,18 @@ def distilled_set(entry: str) -> DistilledSet:
     )
 
 
-def figures(runs: list[float], *, stage: str = "evaluate", **measured: str) -> dict:
-    """The figures of a score file."""
+def trained(runs: list[float]) -> dict:
+    """The scores of networks that were trained alike."""
+    metrics = {"accuracy": scores.summarize(runs)}
+    return {"metrics": metrics, "recipe": {"lr": 0.1}, "rates": []}
+
+
+def figures(entry: str, network: str, **runs: list[float]) -> dict:
+    """The figures of a score file of the evaluation, from the runs of each protocol."""
     return {
-        "measured": {"stage": stage, **measured},
-        "metrics": {"accuracy": scores.summarize(runs)},
-        "seconds": 2.0 * len(runs),
-        "recipe": {"lr": 0.1},
-        "rates": [],
+        "measured": {"stage": "evaluate", "entry": entry, "network": network},
+        "protocols": {protocol: trained(of_it) for protocol, of_it in runs.items()},
+        "seconds": 2.0 * sum(map(len, runs.values())),
     }
 
 
@@ -84,15 +85,21 @@ def files(tmp_path):
     """Score files as the workflow lays them down."""
     work = tmp_path / "work" / "toys"
     found = [work / "ceiling" / "convnet.json", work / "nas" / "ipc2.apm.json"]
-    full = figures([80.0, 84.0], stage="ceiling", network="convnet")
+    full = {"measured": {"stage": "ceiling", "network": "convnet"}, "seconds": 4.0}
+    full |= trained([80.0, 84.0])
     store.write_json(found[0], "scores", full, {"data": DATA})
     agreement = {"measured": {"stage": "nas", "entry": "apm"}, **NAS}
     store.write_json(found[1], "scores", agreement, made_from("apm"))
-    for (entry, network, protocol), runs in RUNS.items():
-        found.append(work / "evaluate" / f"ipc2.{entry}" / f"{network}.{protocol}.json")
-        what = figures(runs, entry=entry, network=network, protocol=protocol)
-        store.write_json(found[-1], "scores", what, made_from(entry))
+    for (entry, network), runs in RUNS.items():
+        found.append(work / "evaluate" / f"ipc2.{entry}" / f"{network}.json")
+        store.write_json(found[-1], "scores", figures(entry, network, **runs), made_from(entry))
     return found
+
+
+def evaluation(files, network: str) -> Path:
+    """The score file of `network` on the set of apm."""
+    [file] = [one for one in files if one.match(f"ipc2.apm/{network}.json")]
+    return file
 
 
 def results(files, *entries: str) -> dict:
@@ -115,7 +122,7 @@ def test_the_run_describes_itself(files):
         "seconds": {
             "teachers": 100.0,
             "distill": 50.5,
-            "evaluate": 2.0 * sum(map(len, RUNS.values())),
+            "evaluate": 28.0,  # two a run
             "ceiling": 4.0,
             "nas": 11.0,
         },
@@ -180,13 +187,22 @@ def test_robust_scores_are_made_of_the_right_accuracies(files):
 
 
 def test_robust_scores_need_all_their_accuracies(files):
-    def without(*parts: str) -> dict:
-        kept = [file for file in files if not any(part in str(file) for part in parts)]
-        return results(kept)["methods"]["apm"]
+    def scored(files) -> set[str]:
+        apm = results(files)["methods"]["apm"]
+        return {name for name in ("lrs", "ars") if apm[name] is not None}
 
-    assert without(".hard.json")["lrs"] is None and without(".hard.json")["ars"] is not None
-    assert without("ceiling")["lrs"] is None and without("ceiling")["ars"] is not None
-    assert without(".plain.json")["ars"] is None and without(".plain.json")["lrs"] is not None
+    def without(protocol: str) -> set[str]:
+        file = evaluation(files, "convnet")
+        what, inputs = store.read_json(file, "scores")
+        kept = {name: one for name, one in what["protocols"].items() if name != protocol}
+        store.write_json(file, "scores", {**what, "protocols": kept}, inputs)
+        found = scored(files)
+        store.write_json(file, "scores", what, inputs)
+        return found
+
+    assert scored(files) == {"lrs", "ars"}
+    assert without("hard") == {"ars"} and without("plain") == {"lrs"}
+    assert scored([file for file in files if "ceiling" not in str(file)]) == {"ars"}
     own = [file for file in files if "random" not in str(file)]
     alone = results(own, "apm")["methods"]["apm"]
     assert alone["lrs"] is None and alone["ars"] is None
@@ -195,8 +211,7 @@ def test_robust_scores_need_all_their_accuracies(files):
 def test_files_say_themselves_what_they_measured(files, tmp_path):
     expected = results(files)
     misplaced = [
-        file.rename(tmp_path / f"ceiling.{number}.own")
-        for number, file in enumerate(reversed(files))
+        file.rename(tmp_path / f"ceiling.{number}") for number, file in enumerate(reversed(files))
     ]
     assert results(misplaced) == expected
     assert expected["methods"]["apm"]["accuracy"]["convnet"]["mean"] == 62.0
@@ -206,9 +221,9 @@ def test_files_say_themselves_what_they_measured(files, tmp_path):
     ("protocol", "prefix"), [("own", ""), ("hard", "hard_label_"), ("plain", "plain_")]
 )
 def test_a_metric_that_nothing_here_knows_is_passed_on(files, protocol, prefix):
-    [file] = [one for one in files if one.match(f"ipc2.apm/convnet.{protocol}.json")]
+    file = evaluation(files, "convnet")
     what, inputs = store.read_json(file, "scores")
-    what["metrics"]["top5"] = scores.summarize([90.0, 94.0])
+    what["protocols"][protocol]["metrics"]["top5"] = scores.summarize([90.0, 94.0])
     before = results(files)
     store.write_json(file, "scores", what, inputs)
     found = results(files)
@@ -218,12 +233,12 @@ def test_a_metric_that_nothing_here_knows_is_passed_on(files, protocol, prefix):
 
 
 def test_a_network_and_an_entry_that_nothing_here_knows_are_passed_on(files, tmp_path):
-    what = figures([70.0], entry="apm", network="mixer", protocol="own")
+    what = figures("apm", "mixer", own=[70.0])
     store.write_json(tmp_path / "one.json", "scores", what, made_from("apm"))
     found = results([*files, tmp_path / "one.json"])["methods"]["apm"]["accuracy"]["mixer"]
     assert found == {**scores.summarize([70.0]), "lr": 0.1, "recovery": None}
     sets = {"wide_apm": distilled_set("apm"), "random": distilled_set("random")}
-    what = figures([71.0], entry="wide_apm", network="convnet", protocol="own")
+    what = figures("wide_apm", "convnet", own=[71.0])
     store.write_json(tmp_path / "two.json", "scores", what, made_from("apm"))
     kept = [file for file in files if "apm" not in str(file.relative_to(tmp_path))]
     found = collect("toys", SETTINGS, sets, [*kept, tmp_path / "two.json"])["methods"]
@@ -232,9 +247,9 @@ def test_a_network_and_an_entry_that_nothing_here_knows_are_passed_on(files, tmp
 
 
 def test_files_of_other_sets_are_refused(files, tmp_path):
-    other = tmp_path / "work/toys/evaluate/ipc20.apm/convnet.own.json"
+    other = tmp_path / "work/toys/evaluate/ipc20.apm/convnet.json"
     for entry in ("apm", "other"):
-        what = figures([1.0], entry=entry, network="convnet", protocol="own")
+        what = figures(entry, "convnet", own=[1.0])
         store.write_json(other, "scores", what, made_from("other"))
         message = f"{other}: was measured on another set or other data: delete {other} and run"
         with pytest.raises(ArtifactError, match=message):

@@ -26,7 +26,7 @@ PROTOCOLS = get_args(Protocol)
 @pytest.fixture
 def settings():
     return EvaluateSettings(
-        protocol="own",
+        protocols=["own"],
         epochs=12,
         networks=2,
         lr=0.04,
@@ -42,8 +42,8 @@ def scores(result: dict) -> dict:
     return {key: value for key, value in result.items() if key != "seconds"}
 
 
-def runs(result: dict) -> list[float]:
-    return result["metrics"]["accuracy"]["runs"]
+def runs(result: dict, protocol: Protocol = "own") -> list[float]:
+    return result["protocols"][protocol]["metrics"]["accuracy"]["runs"]
 
 
 def by_hand(spec: Spec, recipe: Recipe, examples: Examples, data, cpu, *stream) -> float:
@@ -55,9 +55,7 @@ def by_hand(spec: Spec, recipe: Recipe, examples: Examples, data, cpu, *stream) 
 
 def test_protocols_change_labels_loss_and_augmentation_alone(settings):
     found = {
-        name: protocol_recipe(
-            RECIPE, settings.changed({"protocol": name, "lr": 0.1, "epochs": 100})
-        )
+        name: protocol_recipe(RECIPE, settings.changed({"lr": 0.1, "epochs": 100}), name)
         for name in PROTOCOLS
     }
     own = replace(RECIPE, lr=0.1, passes=101, drop=52)
@@ -69,35 +67,42 @@ def test_protocols_change_labels_loss_and_augmentation_alone(settings):
 
 
 def test_without_a_learning_rate_that_of_the_set_is_used(settings):
-    assert protocol_recipe(RECIPE, settings.changed({"lr": None})).lr == RECIPE.lr
+    assert protocol_recipe(RECIPE, settings.changed({"lr": None}), "own").lr == RECIPE.lr
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_network_is_its_stream_and_the_recipe_of_the_set(
     real_set, digits, cpu, settings, protocol
 ):
-    settings = settings.changed({"protocol": protocol})
-    result = evaluate(real_set, digits, settings, Run(cpu))
-    recipe = protocol_recipe(real_set.recipe, settings)
+    result = evaluate(real_set, digits, settings.changed({"protocols": [protocol]}), Run(cpu))
+    recipe = protocol_recipe(real_set.recipe, settings, protocol)
     assert (recipe.passes, recipe.lr, recipe.drop) == (13, 0.04, 7)
     targets = real_set.classes if protocol == "hard" else real_set.targets
     examples = Examples(real_set.images, targets)
     spec = Spec("convnet", digits.shape, 6, 1)
     stream = (3, "evaluate", protocol, "convnet")
     expected = [by_hand(spec, recipe, examples, digits, cpu, *stream, n) for n in range(2)]
-    assert set(result["metrics"]) == {"accuracy"}
-    accuracies = result["metrics"]["accuracy"]
+    assert set(result["protocols"]) == {protocol}
+    found = result["protocols"][protocol]
+    assert set(found["metrics"]) == {"accuracy"}
+    accuracies = found["metrics"]["accuracy"]
     assert accuracies["runs"] == expected
     assert accuracies["mean"] == pytest.approx(sum(expected) / 2)
     assert accuracies["std"] == pytest.approx(abs(expected[0] - expected[1]) / 2**0.5)
     assert accuracies["n"] == 2 and result["seconds"] > 0
-    assert result["recipe"] == recipe.to_dict() and result["rates"] == []
-    assert result["measured"] == {
-        "stage": "evaluate",
-        "entry": "random",
-        "network": "convnet",
-        "protocol": protocol,
-    }
+    assert found["recipe"] == recipe.to_dict() and found["rates"] == []
+    measured = {"stage": "evaluate", "entry": "random", "network": "convnet"}
+    assert result["measured"] == measured
+
+
+def test_a_protocol_has_the_same_bits_alone_and_among_others(real_set, digits, cpu, settings):
+    settings = settings.changed({"rates": [0.5, 1.0], "epochs": 3, "protocols": [*PROTOCOLS]})
+    together = evaluate(real_set, digits, settings, Run(cpu))
+    assert list(together["protocols"]) == [*PROTOCOLS]
+    for protocol in PROTOCOLS:
+        alone = evaluate(real_set, digits, settings.changed({"protocols": [protocol]}), Run(cpu))
+        assert alone["protocols"] == {protocol: together["protocols"][protocol]}
+    assert len({tuple(runs(together, protocol)) for protocol in PROTOCOLS}) == len(PROTOCOLS)
 
 
 def test_networks_differ_and_more_of_them_leave_the_first_as_they_were(
@@ -120,17 +125,20 @@ def test_other_architectures_can_be_evaluated(real_set, digits, cpu, settings):
     network = {"network": "vit", "width": None, "depth": None}
     vit = settings.changed({"network": network, "networks": 1, "epochs": 2})
     result = evaluate(real_set, digits, vit, Run(cpu))
-    accuracies = result["metrics"]["accuracy"]
+    accuracies = result["protocols"]["own"]["metrics"]["accuracy"]
     assert accuracies["n"] == 1 and 0 <= accuracies["mean"] <= 100
     assert result["measured"]["network"] == "vit"
     assert scores(evaluate(real_set, digits, vit, Run(cpu))) == scores(result)
 
 
-def test_an_interrupted_evaluation_is_continued(real_set, digits, cpu, settings, tmp_path):
+# a pass of the first protocol's second network, of the second protocol's first, of its second
+@pytest.mark.parametrize("fatal", [18, 27, 43])
+def test_an_interrupted_evaluation_is_continued(real_set, digits, cpu, settings, tmp_path, fatal):
+    settings = settings.changed({"protocols": [*PROTOCOLS]})
     unbroken, shown = evaluate(real_set, digits, settings, Run(cpu)), []
 
     def kill(done, total, figures):
-        if done > 17:  # the fifth pass of the second network
+        if done == fatal:
             raise KeyboardInterrupt
 
     resume = Resume(tmp_path, settings.to_dict(), every=0)
@@ -140,7 +148,8 @@ def test_an_interrupted_evaluation_is_continued(real_set, digits, cpu, settings,
         real_set, digits, settings, Run(cpu, resume, lambda *call: shown.append(call[:2]))
     )
     assert scores(result) == scores(unbroken)
-    assert shown == [(done, 26) for done in range(18, 27)]
+    passes = 3 * 2 * 13  # of two networks under each protocol
+    assert shown == [(done, passes) for done in range(fatal, passes + 1)]
 
 
 @pytest.fixture
@@ -150,7 +159,7 @@ def searched(settings):
 
 def test_the_best_rate_on_training_images_is_used(real_set, digits, cpu, searched):
     result = evaluate(real_set, digits, searched, Run(cpu))
-    recipe = protocol_recipe(real_set.recipe, searched)
+    recipe = protocol_recipe(real_set.recipe, searched, "own")
     examples, spec = (
         Examples(real_set.images, real_set.targets),
         Spec("convnet", digits.shape, 6, 1),
@@ -162,25 +171,28 @@ def test_the_best_rate_on_training_images_is_used(real_set, digits, cpu, searche
         name, lr = (*stream, "convnet", "rate"), factor * recipe.lr
         one.fit(spec.fresh(*name, "network"), *name, lr=lr)
         found[lr] = accuracy(one.net, real, cpu)
-    shown = {one["lr"]: one["accuracy"] for one in result["rates"]}
+    own = result["protocols"]["own"]
+    shown = {one["lr"]: one["accuracy"] for one in own["rates"]}
     assert shown == {**found, 1e30 * recipe.lr: None}
     used = max(found, key=found.__getitem__)
-    assert used != recipe.lr and result["recipe"] == replace(recipe, lr=used).to_dict()
+    assert used != recipe.lr and own["recipe"] == replace(recipe, lr=used).to_dict()
     given = (spec, replace(recipe, lr=used), examples, digits, cpu)
     assert runs(result) == [by_hand(*given, *stream, "convnet", n) for n in range(2)]
 
 
 def test_a_set_that_no_rate_suits_is_reported(real_set, digits, cpu, searched):
-    with pytest.raises(DivergenceError, match=r"at every rate \(4e\+28\): lower the learning rate"):
+    message = r"protocol own: .* at every rate \(4e\+28\): lower the learning rate"
+    with pytest.raises(DivergenceError, match=message):
         evaluate(real_set, digits, searched.changed({"rates": [1e30]}), Run(cpu))
 
 
 def test_an_interrupted_search_is_continued(real_set, digits, cpu, searched, tmp_path, monkeypatch):
+    searched = searched.changed({"protocols": ["hard", "own"], "epochs": 3})
     unbroken, seen = evaluate(real_set, digits, searched, Run(cpu)), []
 
     def counted(trainer, spec, rate, *given, **options):
         seen.append(rate)
-        if len(seen) == 3:
+        if len(seen) == 6:
             raise KeyboardInterrupt
         return rate_search.accuracy_at(trainer, spec, rate, *given, **options)
 
@@ -189,7 +201,7 @@ def test_an_interrupted_search_is_continued(real_set, digits, cpu, searched, tmp
     with pytest.raises(KeyboardInterrupt):
         evaluate(real_set, digits, searched, Run(cpu, resume))
     assert scores(evaluate(real_set, digits, searched, Run(cpu, resume))) == scores(unbroken)
-    assert seen == [0.04 * factor for factor in (0.01, 5.0, 1.0, 1.0, 1e30)]
+    assert seen == [0.04 * factor for factor in (*searched.rates, 0.01, 5.0, *searched.rates[1:])]
 
 
 def test_the_ceiling_is_trained_on_all_data_as_the_teachers_are(digits, cpu, teacher_settings):
@@ -207,6 +219,7 @@ def test_the_ceiling_is_trained_on_all_data_as_the_teachers_are(digits, cpu, tea
         by_hand(spec, recipe, train, digits, cpu, 3, "ceiling", "convnet", number)
         for number in range(2)
     ]
-    assert runs(result) == expected and result["recipe"] == recipe.to_dict()
-    assert recipe.loss == "ce" and result["metrics"]["accuracy"]["mean"] > 40
+    accuracies = result["metrics"]["accuracy"]
+    assert accuracies["runs"] == expected and result["recipe"] == recipe.to_dict()
+    assert recipe.loss == "ce" and accuracies["mean"] > 40 and result["seconds"] > 0
     assert result["measured"] == {"stage": "ceiling", "network": "convnet"}

@@ -65,8 +65,8 @@ def planned(config: dict) -> None:
     plan = Plan(RunSettings.of(config))
     for entry in plan.entries:
         plan.distill(entry), plan.merge(entry), plan.distill_pool(entry), plan.label_pool(entry)
-    for network, protocol in plan.protocols:
-        plan.evaluate(network, protocol)
+    for network in plan.protocols:
+        plan.evaluate(network)
     for network in plan.settings.evaluate.ceiling.architectures:
         plan.ceiling(network)
     for pool in plan.settings.pools:

@@ -12,14 +12,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from _job import LOG_EVERY_S, STOPPING, ShownProgress, job
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from apm_core.errors import DataError
+from apm_core.runtime.device import instructions
 from apm_core.runtime.resume import each
 from apm_core.settings.dataset import Images
 from apm_core.settings.run import RunSettings
 from apm_core.settings.stages import CeilingSettings, PrepareSettings
 from apm_core.settings.training import Network, PoolTraining
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 SETTINGS = CeilingSettings(
     training=PoolTraining(), networks=2, network=Network(), precision="float32", seed=1
 )
@@ -36,6 +39,8 @@ class Named(dict):
 def snakemake(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
+    monkeypatch.setenv(CACHE, "")  # so that it is put back
+    monkeypatch.delenv(CACHE)
     compute = {"device": "cpu", "compile": "off", "resume_interval": 0}
     yield SimpleNamespace(
         rule="evaluate",
@@ -73,6 +78,17 @@ def test_a_job_that_computes_in_no_precision_of_its_own_has_the_machines(snakema
     snakemake.params.settings = settings.text
     with job(snakemake, PrepareSettings) as this:
         assert this.settings == settings and this.run.compute.device.type == "cpu"
+
+
+def test_the_jobs_of_a_run_share_what_they_compile(snakemake, tmp_path):
+    with job(snakemake, CeilingSettings):
+        assert cache_dir() == str(tmp_path / "work/.compiled" / instructions())
+
+
+def test_the_users_own_folder_for_what_is_compiled_is_kept(snakemake, monkeypatch):
+    monkeypatch.setenv(CACHE, "/elsewhere")
+    with job(snakemake, CeilingSettings):
+        assert os.environ[CACHE] == "/elsewhere"
 
 
 @pytest.mark.parametrize(

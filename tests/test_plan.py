@@ -57,8 +57,6 @@ EXCEPTIONS: dict[str, set[str]] = {
     "distill.labels": {"merge"},
     "distill.label_epoch": {"merge"},
     "evaluate.architectures": set(),
-    "evaluate.hard_labels": set(),
-    "evaluate.plain": set(),
     "evaluate.ceiling.architectures": set(),
     "nas.seeds": {"nas_proxy"},
     "nas.reference.table": set(),
@@ -150,7 +148,7 @@ def jobs(plan: Plan) -> dict[tuple[str, ...], str]:
     """The settings of every job, by stage and wildcards."""
     found = {("distill", entry): plan.distill(entry) for entry in plan.entries}
     found |= {("merge", entry): plan.merge(entry) for entry in plan.entries}
-    found |= {("evaluate", *pair): plan.evaluate(*pair) for pair in plan.protocols}
+    found |= {("evaluate", network): plan.evaluate(network) for network in plan.protocols}
     networks = plan.settings.evaluate.ceiling.architectures
     found |= {("ceiling", network): plan.ceiling(network) for network in networks}
     found |= {(pool,): plan.pool(pool) for pool in POOLS}
@@ -235,23 +233,23 @@ def test_labels_decide_who_labels():
 
 def test_an_override_changes_its_architecture_alone():
     for number in ({"epochs": 7}, {"networks": 7}, {"lr": 7.0}):
-        assert changed({"evaluate.overrides": {"vgg11": number}}) == {("evaluate", "vgg11", "own")}
+        assert changed({"evaluate.overrides": {"vgg11": number}}) == {("evaluate", "vgg11")}
     for network in ("resnet18", "convnet"):
         changes = {"evaluate.overrides": {network: {"width": 16}}}
         found = changed(changes)
         assert found and {job[1] for job in found} == {network}
         assert {job[0] for job in found} <= {"evaluate", "ceiling"}
         plan = edited(changes)
-        for told in (plan.evaluate(network, "own"), plan.ceiling(network)):
+        for told in (plan.evaluate(network), plan.ceiling(network)):
             assert told.network.width == 16
-    told = edited({"evaluate.overrides": {"vit": {"lr": 0.1}}}).evaluate("vit", "own")
+    told = edited({"evaluate.overrides": {"vit": {"lr": 0.1}}}).evaluate("vit")
     assert (told.lr, told.epochs, told.networks) == (0.1, 1000, 5)
 
 
 def test_an_override_of_one_number_leaves_the_others_to_the_section():
     section = {"evaluate.networks": 3, "evaluate.rates": [0.3, 1.0]}
     plan = edited({**section, "evaluate.overrides": {"vit": {"epochs": 7}}})
-    told = plan.evaluate("vit", "own")
+    told = plan.evaluate("vit")
     assert (told.epochs, told.networks, told.rates, told.lr) == (7, 3, [0.3, 1.0], None)
 
 
@@ -260,8 +258,8 @@ def test_width_and_depth_are_those_of_the_teachers_network_alone():
     assert {job[1] for job in found if job[0] in ("evaluate", "ceiling")} == {"convnet"}
     narrow = edited({"teachers.network": "resnet18", "teachers.width": 8})
     assert narrow.pool("teachers").network.width == 8
-    assert narrow.evaluate("resnet18", "own").network.width == 8
-    assert narrow.evaluate("convnet", "own").network.width is None
+    assert narrow.evaluate("resnet18").network.width == 8
+    assert narrow.evaluate("convnet").network.width is None
 
 
 def test_what_will_read_the_images_is_known_before_they_are_prepared():
@@ -302,11 +300,31 @@ def test_all_settings_but_how_to_compute_are_on_record():
 def test_shards_and_groups_are_counted():
     plan = edited({"distill.shards": 5, "teachers.n": 30})
     assert plan.shard_ipc == 10 and list(plan.groups("teachers")) == [0, 1, 2]
-    assert plan.protocols == [
-        *((name, "own") for name in RunSettings().evaluate.architectures),
-        ("convnet", "hard"),
-        ("convnet", "plain"),
-    ]
+
+
+def test_an_architecture_is_evaluated_by_one_job_under_all_its_protocols():
+    assert edited({}).protocols == {
+        "convnet": ["own", "hard", "plain"],
+        **{network: ["own"] for network in ("vgg11", "resnet18", "vit")},
+    }
+    lists = {"architectures": ["vit", "convnet"], "hard_labels": ["alexnet", "vit"]}
+    plan = edited({"evaluate": {**lists, "plain": ["vit"]}})
+    assert plan.protocols == {
+        "vit": ["own", "hard", "plain"],
+        "convnet": ["own"],
+        "alexnet": ["hard"],
+    }
+    assert plan.evaluate("vit").protocols == ["own", "hard", "plain"]
+
+
+def test_a_protocol_more_changes_the_evaluation_of_its_architecture_alone():
+    assert changed({"evaluate.hard_labels": ["convnet", "vit"]}) == {("evaluate", "vit")}
+    assert changed({"evaluate.plain": []}) == {("evaluate", "convnet")}
+
+
+def test_an_architecture_that_the_run_does_not_evaluate_is_refused():
+    with pytest.raises(ConfigError, match="alexnet: the config in use does not evaluate it: add"):
+        edited({}).evaluate("alexnet")
 
 
 def test_results_that_the_config_does_not_describe_are_refused():

@@ -174,6 +174,28 @@ def test_each_continues_an_unfinished_item(resume):
     assert seen == [("a", None), ("b", None), ("b", {"half": "b"}), ("c", None)]
 
 
+def test_the_items_of_a_part_are_continued_too(resume):
+    seen = []
+
+    def inner(done, item, part):
+        seen.append((item, part.state))
+        part.save({"half": item})
+        if len(seen) == 4:
+            raise RuntimeError("killed")
+        return item
+
+    def outer(done, item, part):
+        return each([f"{item}1", f"{item}2"], inner, part)
+
+    with pytest.raises(RuntimeError, match="killed"):
+        each("ab", outer, resume)
+    part = {"done": ["b1"], "part": {"half": "b2"}}
+    assert resume.load() == {"done": [["a1", "a2"]], "part": part}
+    assert each("ab", outer, resume) == [["a1", "a2"], ["b1", "b2"]]
+    fresh = [("a1", None), ("a2", None), ("b1", None), ("b2", None)]
+    assert seen == [*fresh, ("b2", {"half": "b2"})]
+
+
 def test_items_are_saved_when_their_time_has_come(tmp_path):
     resume = Resume(tmp_path, "settings", every=1000)
 

@@ -84,7 +84,8 @@ def test_a_run_makes_the_results_and_the_distilled_sets(finished):
     assert len((finished / "results/summary.csv").read_text().splitlines()) == 3
     assert load(finished / "results/digits_ipc10.apm.zarr.zip").images.shape == (100, 1, 8, 8)
     logs = {path.name for path in (finished / "logs/digits").iterdir()}
-    assert {"prepare.log", "distill.apm.ipc10.0.log"} <= logs
+    expected = {"prepare.log", "distill.apm.ipc10.0.log", "evaluate.ipc10.apm.convnet.log"}
+    assert expected <= logs
     assert any(re.fullmatch(r"teachers\.[0-9a-f]+\.0\.log", name) for name in logs)
 
 
@@ -124,6 +125,7 @@ EDITS = {
         {"evaluate": {"architectures": ["convnet", "vit"]}},
         {"evaluate": 2, "collect": 1},
     ),
+    "a protocol more": ({"evaluate": {"plain": ["convnet"]}}, {"evaluate": 2, "collect": 1}),
     "distill.rounds": ({"distill": {"rounds": 4}}, {"distill": 1, **DISTILLED}),
     "teachers.epochs": ({"teachers": {"epochs": 2}}, {"teachers": 1, "distill": 1, **LABELLED}),
 }

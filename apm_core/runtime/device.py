@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from apm_core.errors import ConfigError
+from apm_core.settings.text import fingerprint
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,22 @@ def _with_own_code(function: Callable) -> Callable:
     return copy
 
 
+def instructions() -> str:
+    """A fingerprint of the instructions that the CPU knows. Code compiled here (for the "native"
+    architecture) may use them all, and ends a process on a CPU that lacks one.
+    """
+    return fingerprint(_cpu_info("flags") or _cpu_info("Features") or _cpu_name())
+
+
 def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(key: str) -> str | None:
+    """What Linux says of the first core under `key`."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
 
 
 def _compiler() -> str | None:

@@ -109,11 +109,17 @@ class Resume:
 
 @dataclass(frozen=True)
 class Part:
-    """The unfinished one of several items, kept in the state of all of them."""
+    """The unfinished one of several items, kept in the state of all of them; the items of a part
+    have parts of their own.
+    """
 
-    resume: Resume
+    resume: "Resume | Part"
     done: Sequence[Any]  # results of the items before it
     state: SavedState | None  # what a killed run had done of it
+
+    def load(self) -> SavedState | None:
+        """What a killed run had done of this item, or None."""
+        return self.state
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -127,7 +133,7 @@ class Part:
 def each(
     items: Sequence[Item],
     work: Callable[[Sequence[Any], Item, Part | None], Any],
-    resume: Resume | None,
+    resume: Resume | Part | None,
 ) -> list[Any]:
     """`work(done, item, part)` for every item, in order, `done` being the results of those before
     it; with `resume`, finished items are not done again, and an unfinished one goes on from what it

@@ -9,7 +9,7 @@ from typing import Any
 
 from apm_core.errors import ConfigError
 from apm_core.settings.dataset import Images
-from apm_core.settings.evaluation import RankedNetworks
+from apm_core.settings.evaluation import Protocol, RankedNetworks
 from apm_core.settings.method import IterativeSettings
 from apm_core.settings.run import Entry, RunSettings
 from apm_core.settings.section import Section
@@ -80,12 +80,19 @@ class Plan:
         return range(section.n // section.per_job)
 
     @property
-    def protocols(self) -> list[tuple[str, str]]:
-        """Pairs (architecture, protocol) of each entry's evaluation."""
-        evaluate = self.settings.evaluate
-        own = [(name, "own") for name in evaluate.architectures]
-        hard = [(name, "hard") for name in evaluate.hard_labels]
-        return own + hard + [(name, "plain") for name in evaluate.plain]
+    def protocols(self) -> dict[str, list[Protocol]]:
+        """The architectures of each entry's evaluation, with the protocols of each."""
+        section = self.settings.evaluate
+        networks: dict[Protocol, list[str]] = {
+            "own": section.architectures,
+            "hard": section.hard_labels,
+            "plain": section.plain,
+        }
+        found: dict[str, list[Protocol]] = {}
+        for protocol, names in networks.items():
+            for name in names:
+                found.setdefault(name, []).append(protocol)
+        return found
 
     def require_target(self, dataset: str, ipc: str) -> None:
         """Raise ConfigError unless the settings produce results/{dataset}_ipc{ipc}.json."""
@@ -175,15 +182,22 @@ class Plan:
     def _recipe(self, entry: Entry) -> RecipeSettings:
         return self.settings.recipe.changed(entry.settings.recipe.model_dump(exclude_none=True))
 
-    def evaluate(self, network: str, protocol: str) -> EvaluateSettings:
-        """The settings of the evaluation of one architecture under one protocol."""
-        section = self.settings.evaluate
+    def evaluate(self, network: str) -> EvaluateSettings:
+        """The settings of the evaluation of one architecture; raises ConfigError when the run has
+        none.
+        """
+        section, protocols = self.settings.evaluate, self.protocols.get(network)
+        if not protocols:
+            raise ConfigError(
+                f"{network}: the config in use does not evaluate it: add it to"
+                " evaluate.architectures"
+            )
         numbers = {key: getattr(section, key) for key in ("epochs", "networks", "rates")}
         override = section.overrides.get(network)
         if override:
             numbers |= override.model_dump(exclude_none=True, exclude={"width"})
         return EvaluateSettings(
-            protocol=protocol,
+            protocols=protocols,
             network=self._evaluated(network),
             **numbers,
             **self._common("evaluate", precision=True),

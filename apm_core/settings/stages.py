@@ -86,9 +86,9 @@ class MergeSettings(StageSettings):
 
 
 class EvaluateSettings(StageSettings):
-    """Settings of the evaluation of one architecture under one protocol."""
+    """Settings of the evaluation of one architecture, under each of its protocols."""
 
-    protocol: Protocol
+    protocols: list[Protocol]
     epochs: int
     networks: int
     lr: float | None = None  # None: that of the set

@@ -86,9 +86,10 @@ def _method(
         if what["stage"] == "nas":
             nas = {key: value for key, value in piece.items() if key != "measured"}
             continue
-        for metric, score in piece["metrics"].items():
-            key = PREFIXES[what["protocol"]] + metric
-            measures.setdefault(key, {})[what["network"]] = _with_rate(piece, score)
+        for protocol, one in piece["protocols"].items():
+            for metric, score in one["metrics"].items():
+                key = PREFIXES[protocol] + metric
+                measures.setdefault(key, {})[what["network"]] = _with_rate(one, score)
     for network, score in measures["accuracy"].items():
         full = ceiling.get(network)
         score["recovery"] = score["mean"] / full["mean"] if full else None
@@ -141,9 +142,9 @@ def _add_scores(methods: dict[str, Any], ceiling: Mapping[str, Any]) -> None:
                 )
 
 
-def _with_rate(piece: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
-    """A score with the learning rate of the trainings."""
-    return {**score, "lr": piece["recipe"]["lr"]}
+def _with_rate(scores: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
+    """One of the scores of some trainings, with their learning rate."""
+    return {**score, "lr": scores["recipe"]["lr"]}
 
 
 def _device(sets: Mapping[str, DistilledSet]) -> str:

@@ -1,13 +1,11 @@
 # The plan of the run: the config checked, and what each job is told and reads.
 import sys
-from typing import get_args
 
 from snakemake.exceptions import WorkflowError
 
 sys.path[:0] = [str(workflow.basedir), str(Path(workflow.basedir, "workflow"))]
 
 from apm_core.errors import ConfigError
-from apm_core.settings.evaluation import Protocol
 from apm_core.settings.plan import Plan
 from apm_core.settings.run import ENTRY_NAME, RESERVED, RunSettings
 from apm_core.settings.training import POOLS
@@ -38,7 +36,6 @@ wildcard_constraints:
     shard=r"\d+",
     entry=r"(?!(" + "|".join(RESERVED) + r")\b)" + ENTRY_NAME,
     network=r"[a-z0-9_]+",
-    protocol="|".join(get_args(Protocol)),
 
 
 def gpus(wildcards):
@@ -106,7 +103,7 @@ def score_files(wildcards):
     """All that the results file is collected from, apart from the distilled sets."""
     PLAN.require_target(wildcards.dataset, wildcards.ipc)
     work, sets = f"work/{wildcards.dataset}", [f"ipc{wildcards.ipc}.{e}" for e in PLAN.entries]
-    files = [f"{work}/evaluate/{s}/{n}.{p}.json" for s in sets for n, p in PLAN.protocols]
+    files = [f"{work}/evaluate/{s}/{n}.json" for s in sets for n in PLAN.protocols]
     files += [f"{work}/ceiling/{n}.json" for n in SETTINGS.evaluate.ceiling.architectures]
     if SETTINGS.nas.networks:
         files += [f"{work}/nas/{s}.json" for s in sets]

@@ -3,12 +3,9 @@ rule evaluate:
         data="work/{dataset}/data.zarr.zip",
         distilled="results/{dataset}_ipc{ipc}.{entry}.zarr.zip",
     output:
-        scores=ensure(
-            "work/{dataset}/evaluate/ipc{ipc}.{entry}/{network}.{protocol}.json",
-            non_empty=True,
-        ),
+        scores=ensure("work/{dataset}/evaluate/ipc{ipc}.{entry}/{network}.json", non_empty=True),
     log:
-        "logs/{dataset}/evaluate.ipc{ipc}.{entry}.{network}.{protocol}.log",
+        "logs/{dataset}/evaluate.ipc{ipc}.{entry}.{network}.log",
     conda:
         "../../envs/apm.yaml"
     threads: THREADS
@@ -17,7 +14,7 @@ rule evaluate:
         mem_mb=growing(16000),
         runtime=growing(240),
     params:
-        settings=lambda wildcards: PLAN.evaluate(wildcards.network, wildcards.protocol).text,
+        settings=lambda wildcards: PLAN.evaluate(wildcards.network).text,
     script:
         "../scripts/evaluate.py"
 

@@ -15,7 +15,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from apm_core.errors import ApmError, InterruptedRunError
-from apm_core.runtime.device import choose, reserved
+from apm_core.runtime.device import choose, instructions, reserved
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.runtime.store import content_of
@@ -83,6 +83,8 @@ def job(snakemake: "Snakemake", kind: type[Settings]) -> Iterator[Started[Settin
     config = RunSettings.of(snakemake.config)
     options = config.compute
     torch.set_num_threads(snakemake.threads)
+    compiled = Path("work/.compiled", instructions()).absolute()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))  # torch's, one for all jobs
     with ExitStack() as stack:
         log = stack.enter_context(Path(snakemake.log[0]).open("w", encoding="utf-8"))
         bar = stack.enter_context(_bar()) if sys.stderr.isatty() else None

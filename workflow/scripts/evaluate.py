@@ -1,4 +1,4 @@
-"""Stage 5: networks of one architecture, trained on a distilled set under one protocol."""
+"""Stage 5: networks of one architecture, trained on a distilled set under its protocols."""
 
 from typing import TYPE_CHECKING
 
