@@ -16,6 +16,7 @@ import torch
 
 from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job
+from apm_core.nets.base import Shape
 from apm_core.runtime import memory
 from apm_core.runtime.device import Compute
 from benchmarks.measure import options, record, show
@@ -73,11 +74,15 @@ def growth(compute: Compute, width: int, varied: Varied) -> list[dict[str, Any]]
     return rows
 
 
-def imagenet(compute: Compute, segment: int) -> dict[str, float]:
-    """Rounds of ImageNet-1K IPC 50 as in the paper's figure on memory, on a GPU."""
+def imagenet(compute: Compute, segment: int, *, quick: bool = False) -> dict[str, float]:
+    """Rounds of ImageNet-1K IPC 50 as in the paper's figure on memory, the shard in host memory."""
     torch._dynamo.reset()
-    task = job(spec_of(128, IMAGENET64), compute, 50, segment=segment, home=torch.device("cpu"))
-    cost = rounds(apm(batch=500), task, 6)
+    spec, ipc = spec_of(128, IMAGENET64), 50
+    method = apm(batch=500)
+    if quick:
+        spec, ipc = spec_of(4, Shape(3, 16, 20)), 2
+        method = apm(batch=10, epochs=5)
+    cost = rounds(method, job(spec, compute, ipc, segment=segment, home=torch.device("cpu")), 6)
     return {"segment": segment, "GB": cost["bytes"] / memory.GB, "s a round": cost["seconds"]}
 
 
@@ -87,8 +92,8 @@ def report(compute: Compute, quick: bool) -> dict[str, Any]:
     found = {"precision": compute.precision, "width": width}
     found["growth"] = growth(compute, width, varied)
     show(f"peak memory of rounds, ConvNet of width {width}, 32x32", found["growth"])
-    if compute.device.type == "cuda" and not quick:
-        found["imagenet"] = [imagenet(compute, segment) for segment in IMAGENET_SEGMENTS]
+    if compute.device.type == "cuda":
+        found["imagenet"] = [imagenet(compute, size, quick=quick) for size in IMAGENET_SEGMENTS]
         show("ImageNet-1K IPC 50, ConvNet of depth 4, width 128, batch 500", found["imagenet"])
     return found
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job
 from apm_core.methods.movers import State
 from apm_core.runtime.device import Compute
@@ -53,8 +54,8 @@ def plain_update(task: Job, students: Tensor) -> Callable[[], Tensor]:
     return update
 
 
-def our_update(task: Job, students: Tensor, compute: Compute) -> Callable[[], Tensor]:
-    """A function that computes the same gradient by APM itself."""
+def placed(task: Job, students: Tensor, compute: Compute) -> tuple[APM, State]:
+    """APM and its state before the image update of a round in which `students` were trained."""
     method = apm()
     task = replace(task, compute=compute)
     state: State = method.start(task)
@@ -62,6 +63,12 @@ def our_update(task: Job, students: Tensor, compute: Compute) -> Callable[[], Te
     state |= {"students": students, "teacher": 0}
     method.place_batch(state, state["batch"])
     task.teachers.load(0)
+    return method, state
+
+
+def our_update(task: Job, students: Tensor, compute: Compute) -> Callable[[], Tensor]:
+    """A function that computes the same gradient by APM itself."""
+    method, state = placed(task, students, compute)
     return lambda: method.image_gradient(state, "benchmark")[0]
 
 
