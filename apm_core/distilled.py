@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from apm_core.data.whitening import Whitening
+from apm_core.data.tiles import Tiles
+from apm_core.data.whitening import Whitening, to_uint8
 from apm_core.data.whitening_file import WhiteningFile
 from apm_core.errors import ArtifactError, ConfigError
 from apm_core.nets.base import Shape
@@ -25,19 +27,22 @@ KIND = "distilled set"
 class DistilledSet:
     """A few images per class, with their targets and the recipe to train on them.
 
+    N images are stored in n of them, N = n t^2, where each holds t x t tiles; n is N without tiles.
+
     Attributes:
-        images: (N, C, H, W) float32 in the working space (whitened); class by class inside each
-            shard.
+        stored: (n, C, H, W) float32, class by class inside each shard: the images in the working
+            space (whitened), or in [0, 1] where they hold tiles.
         classes: (N,) int64, the class that each image stands for.
         targets: (N, classes) float32 for the recipe's loss, usually teacher logits.
         recipe: how to train on it.
-        pixels: (N, C, H, W) uint8, the images with the whitening undone.
+        pixels: (n, C, H, W) uint8, the stored images with the whitening undone.
         whitening_file: file of the whitening of the images; None when they are [0, 1] pixels.
         class_names: in the order of the class indices.
         artifact: settings, versions, seconds and hashes of the run that made it.
+        tiles: t, along a side of a stored image; 1: stored images are what networks see.
     """
 
-    images: Tensor
+    stored: Tensor
     classes: Tensor
     targets: Tensor
     recipe: Recipe
@@ -45,11 +50,23 @@ class DistilledSet:
     whitening_file: WhiteningFile | None
     class_names: tuple[str, ...]
     artifact: store.Artifact
+    tiles: int = 1
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The images (N, C, H, W) that networks see, in the working space.
+
+        Raises ArtifactError where tiles are to be whitened and the whitening's file is not there.
+        """
+        return self.stored if self.tiles == 1 else self._decoded(self.whitening)
+
+    def _decoded(self, whitening: Whitening) -> Tensor:
+        return Tiles(self.tiles, whitening).decode(self.stored)
 
     @property
     def shape(self) -> Shape:
         """The shape of images and classes that a network must have."""
-        return Shape.of(self.images.shape, len(self.class_names))
+        return Shape.of(self.stored.shape, len(self.class_names))
 
     @property
     def whitening(self) -> Whitening:
@@ -60,28 +77,32 @@ class DistilledSet:
         return self.whitening_file.whitening if self.whitening_file else Whitening("none")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.classes)
 
     @property
     def ipc(self) -> int:
-        """Images per class."""
-        return int(torch.bincount(self.classes).max())
+        """Stored images per class."""
+        return int(torch.bincount(self.classes).max()) // self.tiles**2
 
     def dataset(self) -> TensorDataset:
         """Pairs of an image and its targets, to train on with `recipe`."""
         return TensorDataset(self.images, self.targets)
 
-    def images_rgb(self) -> np.ndarray:
+    def images_rgb(self, *, stored: bool = False) -> np.ndarray:
         """The images in true colours: (N, H, W, 3) uint8, grey sets repeated over the three
-        channels.
+        channels. With `stored` as they are stored: (n, H, W, 3).
         """
-        pixels = self.pixels.permute(0, 2, 3, 1).numpy()
+        pixels = self.pixels
+        if self.tiles > 1 and not stored:
+            pixels = to_uint8(self._decoded(Whitening("none")))
+        pixels = pixels.permute(0, 2, 3, 1).numpy()
         return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
     def select(
         self, *, classes: Sequence[int | str] | None = None, ipc: int | None = None
     ) -> "DistilledSet":
-        """A set of the images of some classes (indices or names), or of the first `ipc` per class.
+        """A set of the images of some classes (indices or names), or of the first `ipc` stored ones
+        per class.
 
         Targets keep their columns. Raises ConfigError for a class or an ipc that the set does not
         have.
@@ -89,20 +110,21 @@ class DistilledSet:
         if classes is not None and not classes:
             raise ConfigError("classes: none given: name at least one")
         indices = range(len(self.class_names)) if classes is None else map(self._class, classes)
-        rows = []
+        rows, count = [], self.tiles**2
         for c in indices:
-            members = torch.nonzero(self.classes == c).flatten()
+            members = torch.nonzero(self.classes[::count] == c).flatten()
             if ipc is not None and not 1 <= ipc <= len(members):
                 raise ConfigError(
                     f"ipc: {ipc} asked for, class {self.class_names[c]!r} has {len(members)} images"
                 )
             rows.append(members[:ipc])
         index = torch.cat(rows)
+        seen = (index[:, None] * count + torch.arange(count)).flatten()
         return replace(
             self,
-            images=self.images[index],
-            classes=self.classes[index],
-            targets=self.targets[index],
+            stored=self.stored[index],
+            classes=self.classes[seen],
+            targets=self.targets[seen],
             pixels=self.pixels[index],
         )
 
@@ -128,8 +150,8 @@ class DistilledSet:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of `images`."""
-        return self.images.nbytes
+        """Bytes of `stored`."""
+        return self.stored.nbytes
 
     @property
     def label_bytes(self) -> int:
@@ -151,7 +173,7 @@ def save(
     be written.
     """
     arrays = {
-        "images": distilled.images.numpy(),
+        "images": distilled.stored.numpy(),
         "classes": distilled.classes.numpy(),
         "targets": distilled.targets.numpy(),
         "pixels": distilled.pixels.numpy(),
@@ -162,6 +184,7 @@ def save(
         "recipe": distilled.recipe.to_dict(),
         "whitening": {"file": file.path.name, "content": file.content} if file else None,
         "class_names": list(distilled.class_names),
+        "tiles": distilled.tiles,
     }
     return store.write(path, KIND, arrays, settings=settings, inputs=inputs, info=info)
 
@@ -185,7 +208,7 @@ def load(path: str | Path) -> DistilledSet:
         record["content"],
     )
     return DistilledSet(
-        images=torch.from_numpy(artifact.arrays["images"]),
+        stored=torch.from_numpy(artifact.arrays["images"]),
         classes=torch.from_numpy(artifact.arrays["classes"]),
         targets=torch.from_numpy(artifact.arrays["targets"]),
         recipe=Recipe(**artifact.info["recipe"]),
@@ -193,4 +216,5 @@ def load(path: str | Path) -> DistilledSet:
         whitening_file=file,
         class_names=tuple(artifact.info["class_names"]),
         artifact=artifact,
+        tiles=artifact.info.get("tiles", 1),  # a set from before there were tiles says nothing
     )

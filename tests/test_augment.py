@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apm_core.errors import ConfigError
 from apm_core.runtime import streams
-from apm_core.training.augment import Draw, augment, draw, groups
+from apm_core.training.augment import Draw, augment, augment_by_number, draw, gathered, groups
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 GROUPS = tuple(ALL.split("_"))
@@ -258,3 +259,23 @@ def test_unknown_group_is_refused_with_those_that_exist(strategy):
     known = "known: color, crop, cutout, flip, scale, rotate"
     with pytest.raises(ConfigError, match=f"augment: there is no group .*{known}"):
         groups(strategy)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_chosen_by_its_number_gives_the_same_bits(images, group):
+    drawn = random_draw(group, 5)
+    number = torch.tensor(GROUPS.index(group))
+    found = augment_by_number(images, GROUPS, number, drawn.uniform)
+    assert torch.equal(found, augment(images, drawn))
+    assert torch.equal(augment_by_number(images, (), number, drawn.uniform), images)
+
+
+def test_gathered_samples_and_their_gradient_are_those_of_grid_sample(images):
+    random = torch.Generator().manual_seed(1)
+    grid = 2.4 * torch.rand(5, SIDE, SIDE, 2, generator=random, dtype=torch.float64) - 1.2
+    leaf = images.clone().requires_grad_()
+    found, expected = gathered(leaf, grid), F.grid_sample(leaf, grid, align_corners=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    slope = torch.randn(expected.shape, generator=random, dtype=torch.float64)
+    gradients = [torch.autograd.grad(y, leaf, slope)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)

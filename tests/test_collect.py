@@ -56,7 +56,7 @@ def distilled_set(entry: str) -> DistilledSet:
     info = {**COSTS[entry], "device": "cpu", "precision": "float32", "real_bytes": 6000}
     artifact = store.Artifact("distilled set", {}, {}, {"data": DATA}, info, entry * 9)
     return DistilledSet(
-        images=torch.zeros(6, 1, 4, 4),
+        stored=torch.zeros(6, 1, 4, 4),
         classes=torch.arange(3).repeat(2),
         targets=torch.zeros(6, 3),
         recipe=Recipe(passes=1, lr=0.1),
@@ -143,7 +143,15 @@ def test_accuracies_are_where_they_belong(files):
 def test_every_documented_key_is_there(files):
     found = results(files)
     assert set(found) == {"run", "ceiling", "methods"}
-    keys = {"images", "image_bytes", "label_bytes", "compression", "accuracy", "plain_accuracy"}
+    keys = {
+        "images",
+        "tiles",
+        "image_bytes",
+        "label_bytes",
+        "compression",
+        "accuracy",
+        "plain_accuracy",
+    }
     keys |= {"hard_label_accuracy", "lrs", "ars", "nas", "cost"}
     for method in found["methods"].values():
         assert set(method) == keys

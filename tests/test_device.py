@@ -1,8 +1,13 @@
 """Where things are computed, and that compilation changes only the speed."""
 
+import os
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
 from apm_core.errors import ConfigError
@@ -10,7 +15,7 @@ from apm_core.nets.architectures.convnet import ConvNet
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import device, streams
-from apm_core.runtime.device import Compute, _lock_one, choose, reserved
+from apm_core.runtime.device import Compute, Graphs, _lock_one, choose, reserved
 
 CPU = torch.device("cpu")
 
@@ -32,13 +37,26 @@ def fake_compile(monkeypatch):
     monkeypatch.setattr(torch, "compile", compile)
 
 
+@pytest.fixture
+def tf32():
+    """TensorFloat32 is allowed, as torch begins for convolutions; afterwards as it was."""
+    places = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = True
+    yield
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
+
+
 def double(x):
     return 2 * x
 
 
 def test_cpu_is_chosen_where_there_is_no_gpu(no_cuda):
     for name in ("auto", "cpu"):
-        assert choose(name, "float32") == Compute(CPU, "float32", "auto", choose.__defaults__[3])
+        compute = choose(name, "float32")
+        assert compute == Compute(CPU, "float32", "auto", report=choose.__defaults__[3])
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
@@ -46,6 +64,80 @@ def test_a_gpu_that_is_not_there_is_refused(no_cuda, name):
     message = f"compute.device: {name} asked for, but torch finds no CUDA device: use auto or cpu"
     with pytest.raises(ConfigError, match=message):
         choose(name)
+
+
+@pytest.mark.parametrize(("name", "number"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_a_gpu_is_made_the_current_one_and_float32_is_float32_there(
+    monkeypatch, tf32, name, number
+):
+    # CUDA graphs record what runs on the current device
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(device, "has_bf16", lambda _: True)
+    for compile, graphs in (("auto", True), ("off", False)):
+        compute = choose(name, "auto", compile)
+        assert compute.device == torch.device("cuda", number) and compute.graphs == graphs
+    assert chosen == [number, number]
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_deterministic_gpu_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(device, "has_bf16", lambda _: True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    choose("cuda", deterministic=True)
+    asked = torch.are_deterministic_algorithms_enabled(), torch._inductor.config.deterministic
+    torch.use_deterministic_algorithms(False)
+    assert asked == (True, True)
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+
+
+def test_capturing_puts_back_what_its_trial_runs_changed(monkeypatch):
+    """Torch's CUDA functions are replaced: a capture records and does nothing, a replay does what
+    was recorded; the generator is a number that each step draws from."""
+    noise = [0]
+    recorded = []
+
+    class Graph:
+        def replay(self) -> None:
+            step(capturing=False)
+
+    class Stream:
+        def wait_stream(self, _) -> None:
+            pass
+
+    @contextmanager
+    def capture(graph, *, pool):
+        assert pool == (0, 7)
+        recorded.append(graph)
+        yield
+
+    def step(capturing=True) -> None:
+        noise[0] += 1
+        if not (capturing and recorded):
+            value.add_(noise[0])
+
+    fakes = {
+        "get_rng_state": lambda: noise[0],
+        "set_rng_state": lambda state: noise.__setitem__(0, state),
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda _: nullcontext(),
+        "empty_cache": lambda: None,
+        "graph_pool_handle": lambda: (0, 7),
+        "CUDAGraph": Graph,
+        "graph": capture,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    value, graphs = torch.zeros(()), Graphs()
+    for expected in (1, 1 + 2, 1 + 2 + 3):  # as without capturing
+        graphs.play("step", step, [value])
+        assert value == expected
+    assert len(recorded) == 1
 
 
 @pytest.mark.parametrize(
@@ -76,8 +168,8 @@ def test_autocast_computes_in_bf16_only_where_chosen():
 
 def test_exact_is_plain_float32_on_the_same_device():
     notes = []
-    compute = Compute(CPU, "bf16", "on", notes.append).exact()
-    assert compute == Compute(CPU, "float32", "off", notes.append)
+    compute = Compute(CPU, "bf16", "on", graphs=True, kernels=True, report=notes.append).exact()
+    assert compute == Compute(CPU, "float32", "off", report=notes.append)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +189,17 @@ def test_the_planned_work_decides_on_compilation(fake_compile, wish, flops, step
     function = Compute(CPU, compile=wish).compiled(double, flops=flops, steps=steps)
     assert function(2) == (("compiled", 4) if compiled else 4)
     assert (function is double) != compiled
+
+
+def test_short_work_is_not_compiled_for_a_gpu(fake_compile):
+    # a NAS network of 5 cells on 500 images for 300 epochs; five evaluation networks; a teacher
+    for flops, steps, compiled in (
+        (3 * 0.15e9 * 500 * 300, 600, False),
+        (5 * 0.3e9 * 500 * 1000, 10_000, False),
+        (10 * 0.3e9 * 50_000 * 100, 200_000, True),
+    ):
+        function = Compute(torch.device("cuda")).compiled(double, flops=flops, steps=steps)
+        assert (function is not double) == compiled
 
 
 def test_on_a_cpu_only_networks_that_fuse_are_compiled(fake_compile):
@@ -139,7 +242,7 @@ def test_failed_compilation_falls_back_once_with_its_reason(fake_compile, monkey
     function = Compute(CPU, compile="on", report=notes.append).compiled(double, flops=0, steps=0)
     assert [function(1), function(2)] == [2, 4]
     assert len(calls) == 1
-    assert notes == ["compilation failed, running uncompiled:  no such operation"]
+    assert notes == ["compilation failed, running uncompiled: no such operation"]
 
 
 def test_an_error_of_the_function_itself_is_not_swallowed(fake_compile):
@@ -165,10 +268,8 @@ def test_a_compiled_step_equals_the_plain_one():
         return F.l1_loss(net.module(x), y)
 
     def step(function):
-        net.zero_grad()
         loss = function(images, targets)
-        loss.backward()
-        return loss.detach(), net.grad.clone()
+        return loss.detach(), net.gradient(loss)
 
     notes = []
     compute = Compute(CPU, compile="on", report=notes.append)
@@ -233,3 +334,21 @@ def test_many_networks_are_all_compiled(monkeypatch):
     for number, function in enumerate(functions):
         assert torch.equal(function(torch.ones(3)), torch.full((3,), float(number)))
     assert counter.frame_count == 5
+
+
+def test_a_backward_pass_that_does_not_compile_falls_back_too(monkeypatch):
+    def no_way_back(graph, inputs):
+        raise RuntimeError("no way back")
+
+    backend = aot_autograd(
+        fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=no_way_back
+    )
+    original = torch.compile
+    monkeypatch.setattr(device, "_compiler", lambda: "c++")
+    monkeypatch.setattr(torch, "compile", lambda f, **how: original(f, backend=backend, **how))
+    notes, x = [], torch.ones(3, requires_grad=True)
+    compute = Compute(CPU, compile="on", report=notes.append)
+    function = compute.compiled(lambda x: (3 * x.sin()).sum(), flops=0, steps=0)
+    gradient = torch.autograd.grad(function(x), x)[0]
+    torch.testing.assert_close(gradient, 3 * torch.ones(3).cos())
+    assert len(notes) == 1 and "no way back" in notes[0]

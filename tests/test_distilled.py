@@ -227,7 +227,7 @@ def test_100_images_of_cifar10s_size_take_less_than_3_mb(real_set, tmp_path):
     file = WhiteningFile(tmp_path / "whitening", store.content_hash(whitening.arrays()))
     given = replace(
         real_set,
-        images=torch.from_numpy(rng.normal(size=(100, 3, 32, 32)).astype(np.float32)),
+        stored=torch.from_numpy(rng.normal(size=(100, 3, 32, 32)).astype(np.float32)),
         classes=torch.arange(100) % 10,
         targets=torch.from_numpy(rng.normal(size=(100, 10)).astype(np.float32)),
         pixels=torch.from_numpy(rng.integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)),

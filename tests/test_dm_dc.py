@@ -99,6 +99,16 @@ def test_dm_follows_the_gradient_of_its_loss(job):
     assert figures["distance"] == pytest.approx(float(loss.detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("make", [dm, dc])
+def test_all_of_a_shard_in_host_memory_comes_to_the_device(job, make):
+    # the methods update whole tensors there; "meta" stands for a host that differs from the device
+    state = make().start(job)
+    state = make().placed(state, replace(job, home=torch.device("meta")))
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    assert {"images", "images_velocity", "classes"} <= tensors.keys()
+    assert {value.device for value in tensors.values()} == {job.compute.device}
+
+
 def test_dm_brings_the_means_together(job):
     method = dm(Recipe(passes=1, lr=1, augment="none"), batch_real=100, lr_images=1.0)
     state, found = method.start(job), []

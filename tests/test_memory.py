@@ -81,6 +81,27 @@ def test_the_allocators_refusal_is_recognised():
     assert not memory.is_exhausted(MemoryError("python's own"))
 
 
+def test_an_error_while_running_out_is_running_out():
+    with pytest.raises(RuntimeError) as caught:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:  # as the end of a capture does
+            raise RuntimeError("operation failed due to a previous error during capture")
+    assert memory.is_exhausted(caught.value)
+
+
+def test_the_allocator_of_a_gpu_gets_the_limit(monkeypatch):
+    total = SimpleNamespace(total_memory=8 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: total)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *of: asked.append(of))
+    gpu = Compute(torch.device("cuda", 1))
+    for size in (2 * 10**9, 10**10):
+        memory.limit(size, gpu)
+    memory.limit(10, CPU)
+    assert asked == [(0.25, gpu.device), (1.0, gpu.device)]
+
+
 def test_the_peak_grows_with_what_is_held_and_starts_anew():
     memory.reset_peak(CPU)
     before = memory.peak(CPU)

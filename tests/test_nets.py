@@ -12,7 +12,7 @@ from torchvision.models import resnet18, vgg
 from apm_core.errors import ConfigError
 from apm_core.nets import Shape, build, require_fit, takers, why_not
 from apm_core.nets.architectures.frepo_conv import FRePoConv
-from apm_core.nets.base import instance_norm
+from apm_core.nets.base import MeanPool2d, NormalisedConv2d, instance_norm
 from apm_core.runtime.streams import generator, seeded
 from apm_core.settings.names import names_in
 
@@ -383,3 +383,35 @@ def test_convnet_too_deep():
 def test_shape_must_be_positive(key, value):
     with pytest.raises(ConfigError, match=rf"{key} must be a positive integer, got {value!r}"):
         Shape(**{"channels": 3, "resolution": 32, "classes": 10, key: value})
+
+
+@pytest.mark.parametrize(("window", "side"), [(2, 8), (2, 7), (3, 8), (4, 4), (2, 1)])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_mean_pooling_equals_average_pooling(window, side, memory):
+    x = images(3, 5, side, side + 1).double().contiguous(memory_format=memory).requires_grad_()
+    if side < window:
+        assert MeanPool2d(window)(x).numel() == 0
+        return
+    found, expected = MeanPool2d(window)(x), F.avg_pool2d(x, window)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    slope = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, x, slope)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_a_norm_takes_the_bias_of_a_convolution_away():
+    with seeded("bias"):
+        left_out = nn.Sequential(NormalisedConv2d(3, 4, 3, padding=1), instance_norm(4)).double()
+        added = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), instance_norm(4)).double()
+    added.load_state_dict(left_out.state_dict())
+    assert left_out[0].bias.abs().max() > 0.1
+    x = images(2, 3, 8, 8).double()
+    found, expected = left_out(x), added(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    slope = images(2, 4, 8, 8).double()
+    ours, theirs = (
+        torch.autograd.grad(y, list(net.parameters()), slope, materialize_grads=True)
+        for net, y in ((left_out, found), (added, expected))
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -137,7 +137,7 @@ def coloured(classes: int, ipc: int, side: int) -> DistilledSet:
     order = torch.arange(ipc).repeat_interleave(classes)
     colour = torch.stack([10 * labels, 20 * order, torch.full_like(labels, 200)], dim=1)
     return DistilledSet(
-        images=torch.zeros(len(labels), 3, side, side),
+        stored=torch.zeros(len(labels), 3, side, side),
         classes=labels,
         targets=torch.zeros(len(labels), classes),
         recipe=Recipe(passes=1, lr=0.1),

@@ -106,7 +106,7 @@ class PreparedData:
         if len(part) < ipc:
             raise DataError(
                 f"class {self.class_names[c]!r} has {len(self._order[c])} training images,"
-                f" shard {index} needs {(index + 1) * ipc}: lower ipc"
+                f" shard {index} needs {(index + 1) * ipc}: lower ipc or distill.tiles"
             )
         return part
 

@@ -127,7 +127,7 @@ class Whitening:
 
     def to_uint8(self, images: Tensor) -> Tensor:
         """Whitened (N, C, H, W) images as uint8 pixels, clipped and rounded to the nearest."""
-        return (self.invert(images) * 255).round().clamp(0, 255).to(torch.uint8)
+        return to_uint8(self.invert(images))
 
     def to(self, device: torch.device | str) -> Self:
         """The same whitening on another device."""
@@ -166,6 +166,11 @@ class Whitening:
                 f"{'channels' if per_channel else 'values'} per image but images of shape "
                 f"{tuple(images.shape[1:])} have {count}: fit it to this data set"
             )
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] as uint8, clipped and rounded to the nearest."""
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _device(images: np.ndarray | Tensor) -> torch.device:

@@ -19,7 +19,7 @@ def export(distilled: DistilledSet, folder: Path) -> None:
     name may not have.
     """
     names = [_folder(c, distilled.class_names) for c in range(len(distilled.class_names))]
-    digits = max(3, len(str(distilled.ipc - 1)))
+    digits = max(3, len(str(distilled.ipc * distilled.tiles**2 - 1)))
     counts = dict.fromkeys(names, 0)  # images by class folder
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from apm_core.data.prepared import PreparedData
+from apm_core.data.tiles import Tiles
 from apm_core.errors import ConfigError
 from apm_core.methods.movers import Mover, Rows, State
+from apm_core.methods.tiled import TiledImages
 from apm_core.nets.spec import Spec
 from apm_core.runtime.device import Compute
 from apm_core.runtime.resume import Resume
@@ -150,6 +152,13 @@ class Method(Configured, ABC):
         """The shard that `state` holds, on the CPU."""
         images = self.movers["images"].product(state, "images")
         return Shard(images.cpu(), state["classes"].cpu())
+
+    def store_as(self, tiles: Tiles) -> None:
+        """Keep the images as tiles: movers move these, and `step` sees what they are decoded to.
+
+        Call it once, before `start` or `attach`.
+        """
+        self.movers = {**self.movers, "images": TiledImages(self.movers["images"], tiles)}
 
     def start(self, job: Job) -> State:
         """The state before round 0, with that of the movers, each tensor on its device."""

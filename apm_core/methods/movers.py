@@ -50,15 +50,39 @@ class Average:
     from_zero: bool = False
 
 
-@dataclass(frozen=True)
 class Mover(ABC):
     """Moves one tensor of a state along its gradient.
+
+    Attributes: at_home: the tensor is as large as the whole shard, and it and its mover's state are
+    kept in `job.home`; others are kept on the device.
+    """
+
+    at_home: bool
+
+    @abstractmethod
+    def rate_at(self, index: int) -> float:
+        """The rate of round `index`."""
+
+    @abstractmethod
+    def start(self, name: str, tensor: Tensor) -> State:
+        """The mover's state for `tensor` before the first step."""
+
+    @abstractmethod
+    def move(self, state: State, name: str, gradient: Tensor | Rows, index: int) -> State:
+        """The entries of the state that round `index` changes; those at home may do so in place."""
+
+    @abstractmethod
+    def product(self, state: State, name: str) -> Tensor:
+        """The final tensor."""
+
+
+@dataclass(frozen=True)
+class _Optimizer(Mover):
+    """A mover with a rate, and perhaps an average.
 
     Attributes:
         rate: step, or share of the tensor's norm (LAMB).
         average: of the tensor over the rounds, if it is the product.
-        at_home: the tensor is as large as the whole shard, and it and its mover's state are kept
-            in `job.home`; others are kept on the device.
     """
 
     rate: Rate
@@ -109,7 +133,7 @@ class Mover(ABC):
 
 
 @dataclass(frozen=True)
-class Momentum(Mover):
+class Momentum(_Optimizer):
     """Moves a tensor by SGD with momentum: v <- m v + g, x <- x - rate v.
 
     Rows without a gradient move on by their momentum.
@@ -141,7 +165,7 @@ class Momentum(Mover):
 
 
 @dataclass(frozen=True)
-class _Adaptive(Mover):
+class _Adaptive(_Optimizer):
     """A mover with two moments and a count of steps."""
 
     def _rest(self, tensor: Tensor) -> State:

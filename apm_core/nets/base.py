@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from apm_core.errors import ConfigError
 
@@ -51,6 +51,37 @@ def multiple_of(step: int, resolution: int) -> str | None:
     if resolution % step == 0:
         return None
     return f"it needs a resolution that is a multiple of {step}, got {resolution}"
+
+
+class NormalisedConv2d(nn.Conv2d):
+    """A convolution with an instance norm behind it, which takes its bias away again.
+
+    The bias stays a parameter, as published networks have it, but is neither added nor learned: its
+    gradient is zero, and computing it would read the whole map once more.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution of `x` (N, inputs, S, S) with the weights alone."""
+        return self._conv_forward(x, self.weight, None)
+
+
+class MeanPool2d(nn.Module):
+    """Average pooling: (N, C, H, W) to (N, C, H // window, W // window); a rest is dropped.
+
+    Equal to `nn.AvgPool2d(window)`. As a mean over unfolded windows, a compiler fuses it with the
+    activation in front of it, forward and backward, in the precision of the map.
+    """
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the means of its windows."""
+        rows, columns = (side // self.window for side in x.shape[2:])
+        x = x[:, :, : rows * self.window, : columns * self.window]
+        windows = x.unflatten(3, (columns, self.window)).unflatten(2, (rows, self.window))
+        return windows.mean((3, 5))  # (N, C, rows, window, columns, window)
 
 
 def instance_norm(channels: int) -> nn.Module:

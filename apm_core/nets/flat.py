@@ -1,4 +1,4 @@
-"""A network as one vector: its parameters and its gradients are views into two flat tensors.
+"""A network as one vector: its parameters are views into a flat tensor.
 
 A snapshot is then a single copy, a teacher is loaded by a single copy, and an optimizer updates the
 network in one kernel instead of one per parameter.
@@ -12,21 +12,16 @@ from apm_core.errors import ConfigError
 
 
 class FlatNet:
-    """Moves the parameters of `module` into one vector and lets autograd fill one gradient.
+    """Moves the parameters of `module` into one vector.
 
     The module stays usable by itself; its parameters keep their names and shapes. Wrap it after
-    the last `.to(...)`. Train with `torch.optim.SGD([flat.vector])`, and clear the gradient with
-    `flat.zero_grad()`: the optimizer's own zero_grad would detach it.
-
-    Not in the vector: buffers, such as the running statistics of batch norm. Not supported:
-    `backward(create_graph=True)`, for which autograd puts new tensors in place of the gradients.
+    the last `.to(...)`. Not in the vector: buffers, such as the running statistics of batch norm.
 
     Raises ConfigError when the module has no parameters, or has them in several types, on several
     devices or in a type other than float32 and float64.
 
     Attributes: module, the network itself; vector (P,), its parameters in the order of
-    `module.parameters()`, each in row-major order; grad (P,), the gradient in the same order,
-    which is also `vector.grad`.
+    `module.parameters()`, each in row-major order.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,11 +30,8 @@ class FlatNet:
         self.module = module
         self._parameters = parameters
         self.vector = torch.cat([p.detach().flatten() for p in parameters])
-        self.grad = torch.zeros_like(self.vector)
-        self._grads = self._split(self.grad, parameters)
         for parameter, view in zip(parameters, self._split(self.vector, parameters), strict=True):
             parameter.data = view
-        self.zero_grad()
 
     @staticmethod
     def _split(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
@@ -56,6 +48,13 @@ class FlatNet:
         """Whether compiling the module saves time on a CPU, as its class states."""
         return getattr(self.module, "fuses", False)
 
+    def use_kernels(self, wanted: bool) -> None:
+        """Let the module's blocks run in kernels of our own, where it has such; these have no
+        second derivatives.
+        """
+        if hasattr(self.module, "kernels"):
+            self.module.kernels = wanted
+
     def __call__(self, x: Tensor) -> Tensor:
         """The module's output for `x`."""
         return self.module(x)
@@ -66,12 +65,12 @@ class FlatNet:
         names = [name for name, _ in self.module.named_parameters()]
         return functional_call(self.module, dict(zip(names, pieces, strict=True)), (x,))
 
-    def zero_grad(self) -> None:
-        """Set the gradient to zero in place, and attach it again where it was detached."""
-        self.grad.zero_()
-        self.vector.grad = self.grad
-        for parameter, view in zip(self._parameters, self._grads, strict=True):
-            parameter.grad = view
+    def gradient(self, loss: Tensor) -> Tensor:
+        """The gradient (P,) of `loss`, 0-d, in the parameters; zero in those that it does not
+        depend on.
+        """
+        pieces = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        return torch.cat([piece.flatten() for piece in pieces])
 
     def load(self, vector: Tensor) -> None:
         """Copy `vector` (P,) into the parameters, in place.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apm_core.errors import ConfigError
-from apm_core.nets.base import Shape, check_positive, instance_norm, multiple_of
+from apm_core.nets.base import MeanPool2d, Shape, check_positive, instance_norm, multiple_of
 from apm_core.runtime.streams import generator
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -135,7 +135,7 @@ class Reduction(nn.Module):
             _relu_conv_norm(width, 2 * width, 3, norm, stride=2),
             _relu_conv_norm(2 * width, 2 * width, 3, norm),
         )
-        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(width, 2 * width, 1, bias=False))
+        self.shortcut = nn.Sequential(MeanPool2d(2), nn.Conv2d(width, 2 * width, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width, S, S) to (N, 2 width, S/2, S/2)."""

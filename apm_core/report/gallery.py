@@ -15,11 +15,16 @@ ZOOM_SIDE = 48  # pixels per image, at least
 
 
 def write_gallery(path: str | Path, sets: Mapping[str, DistilledSet]) -> None:
-    """Write a PNG of the images, whitening undone: a block for each set, a row for each class.
+    """Write a PNG of the images, whitening undone: a block for each set, a row for each class. Sets
+    of tiles have a block for their stored images too.
 
     `sets` is by the name of the entry and not empty.
     """
-    blocks = [_block(name, distilled) for name, distilled in sets.items()]
+    blocks = []
+    for name, distilled in sets.items():
+        if distilled.tiles > 1:
+            blocks.append(_block(f"{name}, stored", distilled, stored=True))
+        blocks.append(_block(name, distilled, stored=False))
     sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height for b in blocks)), "white")
     top = 0
     for block in blocks:
@@ -29,8 +34,8 @@ def write_gallery(path: str | Path, sets: Mapping[str, DistilledSet]) -> None:
         sheet.save(temporary, format="PNG")
 
 
-def _block(name: str, distilled: DistilledSet) -> Image.Image:
-    cells = list(_class_rows(distilled))
+def _block(name: str, distilled: DistilledSet, *, stored: bool) -> Image.Image:
+    cells = list(_class_rows(distilled, stored=stored))
     side, margin, gap = cells[0][1].shape[1], 110, 2
     columns = max(len(images) for _, images in cells)
     block = Image.new(
@@ -46,9 +51,10 @@ def _block(name: str, distilled: DistilledSet) -> Image.Image:
     return block
 
 
-def _class_rows(distilled: DistilledSet) -> Iterator[tuple[str, np.ndarray]]:
+def _class_rows(distilled: DistilledSet, *, stored: bool) -> Iterator[tuple[str, np.ndarray]]:
     """Pairs of a class name and its first images, enlarged: (n, S, S, 3) uint8."""
-    pixels, classes = distilled.images_rgb(), distilled.classes.numpy()
+    pixels = distilled.images_rgb(stored=stored)
+    classes = distilled.classes.numpy()[:: len(distilled) // len(pixels)]
     zoom = max(1, ZOOM_SIDE // pixels.shape[1])
     for index, label in list(enumerate(distilled.class_names))[:GALLERY_CLASSES]:
         images = pixels[classes == index][:GALLERY_IPC]

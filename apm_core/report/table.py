@@ -48,6 +48,10 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _tiles(factor: int) -> str:
+    return f"{factor} x {factor}" if factor > 1 else ""
+
+
 PROTOCOLS = {
     "accuracy": "",
     "hard_label_accuracy": ", class labels",
@@ -60,6 +64,7 @@ MEASURES = {
     "augmentation-robust score": lambda method: _number(method["ars"], 3),
     "distillation, s": lambda method: _number(method["cost"]["distill_seconds"], 0),
     "peak memory, MB": lambda method: _number(method["cost"]["peak_memory_bytes"] / 1e6, 0),
+    "tiles": lambda method: _tiles(method.get("tiles", 1)),  # results from before have none
     "images and labels, kB": lambda method: _number(
         (method["image_bytes"] + method["label_bytes"]) / 1000, 0
     ),

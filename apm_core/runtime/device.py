@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,20 @@ import torch
 
 from apm_core.errors import ConfigError
 
-# A compiled step is 2 to 4 times as fast as a plain one; compiling costs 4 to 12 s once per shape.
-EARNED_BACK_S = 20.0
-PLAIN_FLOPS = 1.0e11  # per second, plain float32 on two cores
-PLAIN_STEP_S = 2.0e-3  # of overhead
+
+@dataclass(frozen=True)
+class Plain:
+    """How long plain work takes on a kind of device, and how long it must be to be compiled."""
+
+    flops: float  # per second
+    step_s: float  # overhead of a step
+    worth_s: float  # seconds of plain work from which compiling pays
+
+
+# A compiled step is 2 to 4 times as fast as a plain one on a CPU, about twice on a GPU. Compiling
+# costs 4 to 12 s a shape on a CPU, there and back 10 to 40 s on a GPU. The figures of a CPU are
+# measured on two cores in float32, those of a GPU are reckoned for bf16 and captured steps.
+PLAIN = {"cpu": Plain(1.0e11, 2.0e-3, 20.0), "cuda": Plain(3.0e13, 2.0e-4, 60.0)}
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class Compute:
     device: torch.device
     precision: str = "float32"  # or "bf16": autocast, parameters stay float32
     compile: str = "auto"  # "on", "off", or "auto": when the job is long enough to earn it back
+    graphs: bool = False  # steps are captured as CUDA graphs
+    kernels: bool = False  # blocks of networks run in kernels of our own
     report: Callable[[str], None] = lambda _: None  # receives one-line notes, e.g. of a fallback
 
     def autocast(self) -> torch.autocast:
@@ -39,14 +51,9 @@ class Compute:
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    @property
-    def graphs(self) -> bool:
-        """Whether steps are captured as CUDA graphs; a plain path stays for comparison."""
-        return self.device.type == "cuda" and self.compile != "off"
-
     def exact(self) -> "Compute":
         """The same device in plain float32."""
-        return replace(self, precision="float32", compile="off")
+        return replace(self, precision="float32", compile="off", graphs=False, kernels=False)
 
     def describe(self) -> str:
         """The hardware, for the record: a GPU's name, or the CPU's with its number of threads."""
@@ -70,7 +77,8 @@ class Compute:
         a CPU others (ViT, AlexNet) are slower compiled than plain. The decision depends on the
         planned work only, never on a clock, so that a resumed run takes the same path.
         """
-        worth = flops / PLAIN_FLOPS + steps * PLAIN_STEP_S > EARNED_BACK_S
+        plain = PLAIN[self.device.type]
+        worth = flops / plain.flops + steps * plain.step_s > plain.worth_s
         worth = worth and (fuses or self.device.type != "cpu")
         wanted = self.compile == "on" or (self.compile == "auto" and worth)
         if not wanted:
@@ -84,28 +92,44 @@ class Compute:
         return _WithFallback(function, self.report)
 
 
-def captured(
-    step: Callable[[], None], state: Sequence[torch.Tensor], pool: tuple[int, int] | None
-) -> Callable[[], None]:
-    """`step`, which works on tensors that keep their place, as a CUDA graph to replay.
-
-    Capturing needs trial runs: `state` names the tensors that they change and that are put back.
-    Graphs that share `pool` work in the same memory: one ends before the next begins.
+class Graphs:
+    """Steps as CUDA graphs, captured when first played. All work in the same memory: one ends
+    before the next begins.
     """
-    before = [tensor.clone() for tensor in state]
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
+
+    def __init__(self) -> None:
+        self._replays: dict[Hashable, Callable[[], None]] = {}
+        self._pool: tuple[int, int] | None = None
+
+    def play(self, key: Hashable, step: Callable[[], None], state: Sequence[torch.Tensor]) -> None:
+        """Do `step`, known by `key`, which works on tensors that keep their place.
+
+        Capturing needs trial runs: `state` names the tensors that they change and that are put
+        back, as the generator of random numbers is.
+        """
+        if key not in self._replays:
+            self._replays[key] = self._captured(step, state)
+        self._replays[key]()
+
+    def _captured(
+        self, step: Callable[[], None], state: Sequence[torch.Tensor]
+    ) -> Callable[[], None]:
+        before, noise = [tensor.clone() for tensor in state], torch.cuda.get_rng_state()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.empty_cache()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
             step()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.empty_cache()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        step()
-    for tensor, value in zip(state, before, strict=True):
-        tensor.copy_(value)
-    return graph.replay
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        torch.cuda.set_rng_state(noise)
+        return graph.replay
 
 
 class _WithFallback:
@@ -115,6 +139,8 @@ class _WithFallback:
         self.plain, self.report = function, report
         # a function serves full and short batches; each shape is a compilation of its own
         torch._dynamo.config.recompile_limit = 64
+        # else the way back is compiled when it is first gone, where no fallback catches its failure
+        torch._functorch.config.force_non_lazy_backward_lowering = True
         self.current = torch.compile(_with_own_code(function), dynamic=False)
 
     def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401 - whatever the function returns
@@ -123,12 +149,17 @@ class _WithFallback:
         except torch._dynamo.exc.TorchDynamoException as error:
             if self.current is self.plain:
                 raise
-            reason = next(
-                (line for line in str(error).splitlines() if line.strip()), "no reason given"
-            )
-            self.report(f"compilation failed, running uncompiled: {reason}")
+            self.report(f"compilation failed, running uncompiled: {_reason(error)}")
             self.current = self.plain
             return self.plain(*arguments)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of Dynamo's message that says more than which backend raised."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next(
+        (line for line in lines if line and not line.endswith("raised:")), "no reason given"
+    )
 
 
 def _with_own_code(function: Callable) -> Callable:
@@ -166,12 +197,16 @@ def choose(
     precision: str = "auto",
     compile: str = "auto",
     report: Callable[[str], None] = lambda _: None,
+    *,
+    deterministic: bool = False,
+    kernels: bool = False,
 ) -> Compute:
-    """Resolve the settings on this machine.
+    """Resolve the settings on this machine, and set up the process for them.
 
     "auto" takes the first GPU if there is one, and bf16 where the hardware multiplies in bf16. A
-    wish for bf16 on hardware without it falls back to float32 with a note. Raises ConfigError for a
-    device that is not there.
+    wish for bf16 on hardware without it falls back to float32 with a note. `deterministic` chooses
+    operations that give the same bits every time; on a CPU all do. `kernels` is for a GPU. Raises
+    ConfigError for a device that is not there.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -181,11 +216,28 @@ def choose(
     chosen = torch.device(name)
     if chosen.type == "cpu":
         keep_freed_memory()
+    else:
+        chosen = _set_up_gpu(chosen, deterministic)
     able = has_bf16(chosen)
     if precision == "bf16" and not able:
         report(f"compute.precision: this {chosen.type} has no bf16 arithmetic: using float32")
     resolved = "bf16" if able and precision in ("auto", "bf16") else "float32"
-    return Compute(chosen, resolved, compile, report)
+    graphs = chosen.type == "cuda" and compile != "off"
+    kernels = kernels and chosen.type == "cuda"
+    return Compute(chosen, resolved, compile, graphs, kernels, report)
+
+
+def _set_up_gpu(device: torch.device, deterministic: bool) -> torch.device:
+    """Make `device` the current one, on which graphs are captured and replayed; float32 means
+    float32, also in convolutions. Returns the device with its number.
+    """
+    torch.cuda.set_device(device.index or 0)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by the next line
+        torch.use_deterministic_algorithms(True)  # in compiled code too
+    return torch.device("cuda", device.index or 0)
 
 
 def keep_freed_memory(keep: bool = True) -> None:

@@ -55,11 +55,22 @@ def reset_peak(compute: Compute) -> None:
         RESET_PEAK.write_text("5")
 
 
-def is_exhausted(error: BaseException) -> bool:
-    """Whether `error` says that the device, or torch's allocator on the CPU, is out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+def limit(size: int, compute: Compute) -> None:
+    """Let torch's allocator take at most `size` bytes of a GPU; nothing is done on a CPU."""
+    if compute.device.type == "cuda":
+        total = torch.cuda.get_device_properties(compute.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, size / total), compute.device)
+
+
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether `error` says that the device, or torch's allocator on the CPU, is out of memory, or
+    was raised while that was handled: a capture that runs out ends with an error of its own.
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def largest_segment(

@@ -21,6 +21,13 @@ class ComputeSettings(Section):
         "auto: when a job is long enough to earn it back (quote on and off: YAML reads them as"
         " true and false)",
     )
+    kernels: bool = setting(
+        False, "on a GPU: norm, ReLU and pooling of a ConvNet in one kernel of our own (Triton)"
+    )
+    deterministic: bool = setting(
+        False,
+        "on a GPU: the same bits in every run and after a resume, slower; on a CPU always so",
+    )
     segment: Count | None = setting(
         None, "images through one network at a time in the image update; null: all at once"
     )

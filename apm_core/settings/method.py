@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any, ClassVar, Literal
 
 from apm_core.settings.names import module_of, names_in
-from apm_core.settings.section import Index, Section, setting
+from apm_core.settings.section import Count, Index, Section, setting
 from apm_core.settings.training import PoolName, RecipeChanges
 
 PACKAGE = "settings.methods"
@@ -28,6 +28,7 @@ class MethodSettings(Section):
     trains: ClassVar[bool] = True
 
     recipe: RecipeChanges = RecipeChanges()
+    tiles: Count | None = setting(None, "images along a side of a stored one; null: distill.tiles")
 
     @property
     def labels_of(self) -> LabelsOf:

@@ -28,18 +28,18 @@ from apm_core.settings.training import Network, PoolName, PoolTraining, RecipeSe
 
 ALGORITHM = {
     "prepare": 2,
-    "teachers": 1,
-    "distill": 4,
-    "merge": 2,
-    "evaluate": 2,
-    "ceiling": 2,
-    "nas_proxy": 1,
-    "nas_reference": 1,
+    "teachers": 2,
+    "distill": 5,
+    "merge": 3,
+    "evaluate": 3,
+    "ceiling": 3,
+    "nas_proxy": 2,
+    "nas_reference": 2,
     "nas": 1,
     "collect": 2,
 }
 # a method's settings that do not affect its shards, or are separate fields of DistillSettings
-EXCLUDED_OPTIONS = {"rounds", "start_only", "recipe", "network", "labels", "label_epoch"}
+EXCLUDED_OPTIONS = {"rounds", "start_only", "recipe", "network", "labels", "label_epoch", "tiles"}
 
 # a ceiling keeps no snapshots, so what pools say about them must not rerun it
 CEILING_DEFAULTS = {"per_job": 1, "snapshots": False, "snapshot_type": "float32"}
@@ -135,6 +135,7 @@ class Plan:
             method=item.method,
             options=own.model_dump(mode="json", exclude=EXCLUDED_OPTIONS),
             ipc=self.shard_ipc,
+            tiles=own.tiles or self.settings.distill.tiles,
             **fields,
             **self._common("distill"),
         )

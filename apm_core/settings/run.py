@@ -47,6 +47,11 @@ class Distill(Section):
         ["apm", "random"],
         "entries to compare: a method's name, or {name: ..., method: ...} with what differs",
     )
+    tiles: Count = setting(
+        1,
+        "t: a stored image holds t x t images of 1/t of its side, which are decoded by bilinear"
+        " upsampling; divides the resolution",
+    )
     shards: Count = setting(1, "independent jobs that share each class's images; divides ipc")
     rounds: Index = setting(2500, "R: rounds 0 to R are run")
     labels: Literal["teacher", "mean"] = setting(

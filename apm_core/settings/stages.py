@@ -61,7 +61,8 @@ class DistillSettings(StageSettings):
 
     method: str
     options: dict[str, Any]  # settings of the method that its shards depend on
-    ipc: int  # images per class of the shard
+    ipc: int  # stored images per class of the shard
+    tiles: int = 1  # along a side of a stored image
     rounds: int | None = None  # R: rounds 0 to R; None: no rounds
     recipe: RecipeSettings | None = None  # the last three are None where no network runs
     network: Network | None = None

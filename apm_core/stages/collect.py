@@ -96,6 +96,7 @@ def _method(
     stored = distilled.image_bytes + distilled.label_bytes
     return {
         "images": len(distilled),
+        "tiles": distilled.tiles,
         "image_bytes": distilled.image_bytes,
         "label_bytes": distilled.label_bytes,
         "compression": info["real_bytes"] / stored,

@@ -8,6 +8,7 @@ import torch
 
 from apm_core import methods
 from apm_core.data.prepared import PreparedData
+from apm_core.data.tiles import Tiles
 from apm_core.errors import DivergenceError, OutOfMemoryError
 from apm_core.methods.base import Job, Method, OneShot, Shard
 from apm_core.methods.movers import State
@@ -62,6 +63,8 @@ def distill(
                 job = fitted(method, job, state, budget)
             job = predict(method, job, state, rounds)
     else:
+        if budget:
+            memory.limit(budget.bytes, job.compute)
         job = replace(job, segment=saved["segment"])
         method.attach(job)
         state, first = method.placed(saved["state"], job), saved["round"]
@@ -84,7 +87,8 @@ def distill(
 def fitted(method: Method, job: Job, state: State, budget: Budget) -> Job:
     """The job with the largest segment whose rehearsal stays within the budget.
 
-    It is measured uncompiled, which takes more memory than compiled and no time to compile.
+    It is measured uncompiled, which takes more memory than compiled and no time to compile; on a
+    GPU with captured steps, whose memory stays theirs. Afterwards the limit is the allocator's too.
     """
     plain = replace(job.compute, compile="off")
 
@@ -102,6 +106,7 @@ def fitted(method: Method, job: Job, state: State, budget: Budget) -> Job:
         f"{budget.key}: {budget.bytes / memory.GB:.3g} GB allow {segment} images at a time, which"
         f" take {needed / memory.GB:.3g} GB"
     )
+    memory.limit(budget.bytes, job.compute)
     job = replace(job, segment=segment)
     method.attach(job)
     return job
@@ -170,17 +175,23 @@ def distill_shard(
     budget: Budget | None = None,
 ) -> store.Artifact:
     """Distil shard number `shard` as the settings say and write it to `path`."""
-    method = methods.build(settings)
+    method, ipc, tiles = methods.build(settings), settings.ipc, None
+    if settings.tiles > 1:
+        tiles = Tiles(settings.tiles, data.whitening)
+        tiles.require_fit(data.shape.resolution)
+        ipc *= tiles.count
+        if isinstance(method, Method):
+            method.store_as(tiles)
     job = Job(
         data,
         pool,
         run.compute,
-        ipc=settings.ipc,
+        ipc=ipc,
         shard=shard,
         rounds=settings.rounds or 0,
         seed=settings.seed,
         segment=segment,
-        home=home_of(data, settings.ipc, run.compute, budget),
+        home=home_of(data, ipc, run.compute, budget),
         network=Spec.of(settings.network, data.shape) if settings.network else None,
         limit=budget.bytes if budget else None,
         progress=run.progress,
@@ -194,7 +205,8 @@ def distill_shard(
             method, job, rounds=rounds, resume=run.resume, progress=run.progress, budget=budget
         )
     run.compute.report(f"peak memory {memory.peak(run.compute) / memory.GB:.3g} GB")
-    arrays = {"images": result.images.numpy(), "classes": result.classes.numpy()}
+    images = tiles.encode(result.images) if tiles else result.images
+    arrays = {"images": images.numpy(), "classes": result.classes.numpy()}
     if result.targets is not None:
         arrays["targets"] = result.targets.numpy()
     info = {

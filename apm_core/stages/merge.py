@@ -9,6 +9,8 @@ from torch import Tensor
 
 from apm_core import distilled
 from apm_core.data.prepared import PreparedData
+from apm_core.data.tiles import Tiles
+from apm_core.data.whitening import to_uint8
 from apm_core.data.whitening_file import WhiteningFile
 from apm_core.distilled import DistilledSet
 from apm_core.errors import ArtifactError
@@ -45,7 +47,9 @@ def merge(
                 f"{shard.path}: was distilled with other settings than {shards[0].path}:"
                 f" delete {shard.path} and run again"
             )
-    images = torch.cat([torch.from_numpy(shard.arrays["images"]) for shard in shards])
+    stored = torch.cat([torch.from_numpy(shard.arrays["images"]) for shard in shards])
+    factor = shards[0].settings["tiles"]
+    images = Tiles(factor, data.whitening).decode(stored) if factor > 1 else stored
     classes = torch.cat([torch.from_numpy(shard.arrays["classes"]) for shard in shards])
     if "targets" in shards[0].arrays:
         targets = torch.cat([torch.from_numpy(shard.arrays["targets"]) for shard in shards])
@@ -57,14 +61,15 @@ def merge(
     if shards[0].info["rate"] is not None:
         recipe = replace(recipe, lr=sum(shard.info["rate"] for shard in shards) / len(shards))
     result = DistilledSet(
-        images,
+        stored,
         classes,
         targets,
         recipe,
-        data.whitening.to_uint8(images),
+        to_uint8(stored) if factor > 1 else data.whitening.to_uint8(stored),
         whitening_beside(path, whitening_name, data),
         tuple(data.class_names),
         data.artifact,
+        factor,
     )
     info = {
         "entry": settings.entry,

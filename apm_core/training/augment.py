@@ -12,6 +12,7 @@ which grid and sampling with either value are the same.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +78,16 @@ def augment(images: Tensor, drawn: Draw | None) -> Tensor:
     return images if drawn is None else OPERATIONS[drawn.group](images, drawn.uniform)
 
 
+def augment_by_number(images: Tensor, names: Sequence[str], number: Tensor, u: Tensor) -> Tensor:
+    """Apply the group `names[number]` with the numbers `u`, where `number`, 0-d int64, is on the
+    device: all groups are computed and one is taken, so that one CUDA graph serves them all.
+    """
+    augmented = images
+    for index, name in enumerate(names):
+        augmented = torch.where(number == index, OPERATIONS[name](images, u), augmented)
+    return augmented
+
+
 def color(images: Tensor, u: Tensor) -> Tensor:
     """Brightness, then saturation, then contrast; u: (3, N)."""
     brightness, saturation, contrast = u[:, :, None, None, None]
@@ -134,7 +145,28 @@ def _warp(images: Tensor, matrix: list[list[Tensor]]) -> Tensor:
     theta = torch.stack([torch.stack(row, dim=-1) for row in matrix], dim=-2)  # (N or 1, 2, 3)
     theta = theta.to(images.dtype).expand(len(images), 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=True)
+    if torch.are_deterministic_algorithms_enabled() and images.is_cuda:
+        return gathered(images, grid)  # its gradient has fixed sums, that of grid_sample has not
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def gathered(images: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear samples of images (N, C, S, S) at `grid` (N, S, S, 2), corners at -1 and 1, zeros
+    outside: `grid_sample` by gathering four neighbours.
+    """
+    channels, side = images.shape[1:3]
+    column, row = ((grid.flatten(1, 2) + 1) * ((side - 1) / 2)).unbind(-1)  # (N, S*S), pixels
+    left, top = column.floor(), row.floor()
+    result = torch.zeros_like(images).flatten(2)
+    for down in (0, 1):
+        for right in (0, 1):
+            x, y = left + right, top + down
+            inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+            weight = (1 - (column - x).abs()) * (1 - (row - y).abs()) * inside
+            index = (y.clamp(0, side - 1) * side + x.clamp(0, side - 1)).long()
+            values = images.flatten(2).gather(2, index[:, None].expand(-1, channels, -1))
+            result = result + values * weight[:, None]
+    return result.view(images.shape)
 
 
 OPERATIONS = {

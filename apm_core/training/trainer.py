@@ -2,12 +2,12 @@
 `Trainer.fit`.
 
 The examples live on the device and are indexed by permutations; all random numbers of a pass are
-drawn at once and moved in one copy; nothing in a step waits for the device. On a GPU a step is one
-CUDA graph per augmentation group.
+drawn at once and moved in one copy; nothing in a step waits for the device. On a GPU a step is a
+CUDA graph, one for each batch size.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import torch
@@ -17,7 +17,7 @@ from apm_core.data.examples import Examples
 from apm_core.errors import DivergenceError
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
-from apm_core.runtime.device import Compute, captured
+from apm_core.runtime.device import Compute, Graphs
 from apm_core.runtime.resume import Part, SavedState
 from apm_core.runtime.run import Progress, silent
 from apm_core.training import augment
@@ -36,26 +36,40 @@ class Rows:
     finds its own batch.
     """
 
-    def __init__(self, size: int, steps: int, device: torch.device) -> None:
-        self.size, self.steps = size, steps
+    def __init__(self, size: int, steps: int, strategy: str, device: torch.device) -> None:
+        self.size, self.steps, self.strategy = size, steps, strategy
+        self.names = augment.groups(strategy)
         self.order = torch.zeros(steps, size, dtype=torch.int64, device=device)
+        self.group = torch.zeros(steps, dtype=torch.int64, device=device)
         self.uniform = torch.zeros(steps, augment.NUMBERS, size, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def fill(self, order: Tensor, draws: Sequence[augment.Draw | None]) -> None:
-        """Take the batches of a pass: examples (steps * size,) and a draw for each step."""
-        self.order.copy_(order.view(self.steps, self.size), non_blocking=True)
-        numbers = [drawn.uniform for drawn in draws if drawn]
-        if numbers:
-            self.uniform.copy_(torch.stack(numbers), non_blocking=True)
+    def fill(self, order: Tensor, random: torch.Generator) -> list[str | None]:
+        """Take the batches of a pass, examples (steps * size,), and draw an augmentation for each
+        step; returns its group by step.
+        """
+        _upload(order.view(self.steps, self.size), self.order)
         self.position.zero_()
+        draws = [augment.draw(self.strategy, self.size, random) for _ in range(self.steps)]
+        if not self.names:
+            return [None] * self.steps
+        _upload(torch.stack([drawn.uniform for drawn in draws]), self.uniform)
+        _upload(torch.tensor([self.names.index(drawn.group) for drawn in draws]), self.group)
+        return [drawn.group for drawn in draws]
 
-    def next(self, group: str | None) -> tuple[Tensor, augment.Draw | None]:
-        """Examples (size,) and augmentation by `group` of the step whose turn it is."""
-        index = self.order.index_select(0, self.position)[0]
-        uniform = self.uniform.index_select(0, self.position)[0]
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Examples (size,), number of the augmentation's group (0-d), and its numbers
+        (3, size) of the step whose turn it is.
+        """
+        columns = (self.order, self.group, self.uniform)
+        index, number, uniform = (of.index_select(0, self.position)[0] for of in columns)
         self.position.add_(1).remainder_(self.steps)
-        return index, augment.Draw(group, uniform) if group else None
+        return index, number, uniform
+
+
+def _upload(values: Tensor, to: Tensor) -> None:
+    """Copy `values` from host memory; pinned for a GPU, so that nothing waits for the copy."""
+    to.copy_(values.pin_memory() if to.is_cuda else values, non_blocking=True)
 
 
 class Trainer:
@@ -64,7 +78,7 @@ class Trainer:
 
     With a radius `rho`, steps look for flat minima by the surrogate gap (Zhuang et al., "Surrogate
     Gap Minimization Improves Sharpness-Aware Training", ICLR 2022), with the perturbation that does
-    not depend on the scale of the weights (Kwon et al., "ASAM", ICML 2021); see `_flatten`.
+    not depend on the scale of the weights (Kwon et al., "ASAM", ICML 2021); see `_flat_gradient`.
 
     Everything that a step reads or writes stays at its place (the parameters are copied in and out,
     the random numbers of a pass are copied into buffers), so what is compiled, or captured as a
@@ -83,18 +97,18 @@ class Trainer:
     ) -> None:
         self.net, self.recipe, self.compute, self.examples = net, recipe, compute, examples
         device, count = compute.device, len(examples.targets)
+        net.use_kernels(compute.kernels)
         self.velocity = torch.zeros_like(net.vector)
         self.moments = Moments.at_rest(net.vector) if recipe.optimizer == "adam" else None
         self.rate = torch.zeros((), device=device, dtype=net.vector.dtype)
         self.loss_sum = torch.zeros((), device=device, dtype=net.vector.dtype)
         whole, rest = divmod(count, recipe.batch)
         self.rows = [
-            Rows(size, steps, device)
+            Rows(size, steps, recipe.augment, device)
             for size, steps in ((recipe.batch, whole), (rest, 1))
             if size * steps
         ]
-        self._replays: dict[tuple[int, str | None], Callable[[], None]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if compute.graphs else None
+        self._graphs = Graphs() if compute.graphs else None
         loss = loss_of(recipe.loss)
 
         def forward(images: Tensor, targets: Tensor) -> Tensor:
@@ -104,9 +118,15 @@ class Trainer:
 
         image = examples.images[torch.zeros(1, dtype=torch.int64, device=device)].shape[1:]
         passes = networks * recipe.passes * (2 if recipe.rho else 1)
-        flops = 3.0 * forward_flops(net, image, compute) * passes * count
-        steps = passes * math.ceil(count / recipe.batch)
-        self._forward = compute.compiled(forward, flops=flops, steps=steps, fuses=net.fuses)
+        work = {
+            "flops": 3.0 * forward_flops(net, image, compute) * passes * count,
+            "steps": passes * math.ceil(count / recipe.batch),
+            "fuses": net.fuses,
+        }
+        self._forward, self._descend = compute.compiled(forward, **work), self._move
+        if compute.graphs:  # small operations, each a node of the graph; on a CPU they cost nothing
+            self._augmented = compute.compiled(augment.augment_by_number, **work)
+            self._descend = compute.compiled(lambda gradient: self._move(gradient), **work)
 
     def fit(
         self,
@@ -127,7 +147,6 @@ class Trainer:
         """
         recipe, net = self.recipe if lr is None else replace(self.recipe, lr=lr), self.net
         net.load(start)
-        net.zero_grad()
         net.module.train()
         self._rest()
         snapshots, first = [], 0
@@ -179,13 +198,12 @@ class Trainer:
 
         The parameters in memory are changed.
         """
-        groups = augment.groups(self.recipe.augment)
-        self.net.zero_grad()
+        groups = augment.groups(self.recipe.augment) or (None,)
         self.net.module.train()
         seconds = 0.0
         for rows in self.rows:
             started = clock()
-            self._play(rows, groups[0] if groups else None)
+            self._play(rows, groups[0])
             seconds += (clock() - started) * rows.steps
         self.net.module.eval()
         return seconds * self.recipe.passes
@@ -198,59 +216,56 @@ class Trainer:
         at = steps = 0
         for rows in self.rows:
             many = rows.size * rows.steps
-            strategy = self.recipe.augment
-            draws = [augment.draw(strategy, rows.size, random) for _ in range(rows.steps)]
-            rows.fill(order[at : at + many], draws)
-            for drawn in draws:
-                self._play(rows, drawn and drawn.group)
+            for group in rows.fill(order[at : at + many], random):
+                self._play(rows, group)
             at, steps = at + many, steps + rows.steps
         return self.loss_sum / steps
 
-    def _play(self, rows: "Rows", group: str | None) -> None:
-        """One step: replayed on a GPU, done on a CPU."""
-        if not self.compute.graphs:
+    def _play(self, rows: Rows, group: str | None) -> None:
+        """One step, augmented by `group`: replayed on a GPU, done on a CPU."""
+        if not self._graphs:
             return self._step(rows, group)
-        key = (rows.size, group)
-        if key not in self._replays:
-            state = [*self._carried(), self.loss_sum, rows.position]
-            self._replays[key] = captured(lambda: self._step(rows, group), state, self._pool)
-        return self._replays[key]()
+        state = [*self._carried(), self.loss_sum, rows.position]
+        return self._graphs.play(rows.size, lambda: self._step(rows, group), state)
 
-    def _step(self, rows: "Rows", group: str | None) -> None:
+    def _step(self, rows: Rows, group: str | None) -> None:
         """Forward, backward and SGD on the batch whose turn it is; reads and writes nothing outside
         the device.
+
+        On a GPU the group's number is read there too: one graph serves all groups.
         """
-        index, drawn = rows.next(group)
-        images = augment.augment(self.examples.images[index], drawn)
-        targets = self.examples.targets[index]
-        self.net.grad.zero_()
+        index, number, uniform = rows.next()
+        images, targets = self.examples.images[index], self.examples.targets[index]
+        if self._graphs:
+            images = self._augmented(images, rows.names, number, uniform)
+        elif group:
+            images = augment.augment(images, augment.Draw(group, uniform))
         loss = self._forward(images, targets)
-        loss.backward()
+        gradient = self.net.gradient(loss)
         self.loss_sum += loss.detach()
         if self.recipe.rho:
-            self._flatten(images, targets)
-        self._descend()
+            gradient = self._flat_gradient(images, targets, gradient)
+        self._descend(gradient)
 
-    def _flatten(self, images: Tensor, targets: Tensor) -> None:
-        """Put the gradient of GSAM in the place of the plain one, g.
+    def _flat_gradient(self, images: Tensor, targets: Tensor, plain: Tensor) -> Tensor:
+        """The gradient (P,) of GSAM, from the plain one, g.
 
         e = rho w^2 g / | |w| g |, h the gradient at w + e on the same images, and the result is
         h - alpha (g - (g.h / |h|^2) h). Running statistics are those of the pass at w.
         """
         net, recipe = self.net, self.recipe
-        start, plain = net.snapshot(), net.grad.clone()
+        start = net.snapshot()
         statistics = [buffer.clone() for buffer in net.module.buffers()]
         scale = recipe.rho / ((start.abs() * plain).norm() + SMALLEST_NORM)
         net.vector.addcmul_(start.square() * plain, scale)
-        net.grad.zero_()
-        self._forward(images, targets).backward()
+        flat = net.gradient(self._forward(images, targets))
         net.vector.copy_(start)
         for buffer, before in zip(net.module.buffers(), statistics, strict=True):
             buffer.copy_(before)
-        norm, flat_norm = plain.norm(), net.grad.norm()
-        cosine = plain @ net.grad / (norm * flat_norm + SMALLEST_NORM)
-        across = plain - cosine * norm / (flat_norm + SMALLEST_NORM) * net.grad
-        net.grad.sub_(across, alpha=recipe.alpha)
+        norm, flat_norm = plain.norm(), flat.norm()
+        cosine = plain @ flat / (norm * flat_norm + SMALLEST_NORM)
+        across = plain - cosine * norm / (flat_norm + SMALLEST_NORM) * flat
+        return flat.sub_(across, alpha=recipe.alpha)
 
     def _rest(self) -> None:
         """Forget what the optimizer remembers."""
@@ -258,12 +273,12 @@ class Trainer:
         if self.moments:
             self.moments.reset()
 
-    def _descend(self) -> None:
+    def _move(self, gradient: Tensor) -> None:
         """v <- m v + (g + decay w); w <- w - rate v, or rate (g + decay w + m v) with Nesterov; or
         a step of Adam along g + decay w.
         """
-        recipe, gradient = self.recipe, self.net.grad
-        gradient.add_(self.net.vector, alpha=recipe.weight_decay)
+        recipe = self.recipe
+        gradient = gradient.add(self.net.vector, alpha=recipe.weight_decay)
         if self.moments:
             adam_(self.net.vector, gradient, self.moments, self.rate, beta1=recipe.momentum)
             return

@@ -95,7 +95,14 @@ def job(snakemake: "Snakemake", kind: type[Settings]) -> Iterator[Started[Settin
         try:
             name = stack.enter_context(reserved(device))
             precision = getattr(settings, "precision", None) or "auto"
-            compute = choose(name, precision, options.compile, progress.line)
+            compute = choose(
+                name,
+                precision,
+                options.compile,
+                progress.line,
+                deterministic=options.deterministic,
+                kernels=options.kernels,
+            )
             progress.line(
                 f"on {compute.device} in {compute.precision} with {snakemake.threads} threads"
             )

@@ -109,6 +109,7 @@ class APM(Method):
         self.trainer = Trainer(student, self.recipe, compute, self.examples, networks=networks)
         self.critic = pool.spec.network(device)  # holds one checkpoint of the student
         self.critic.module.eval().requires_grad_(False)
+        self.critic.use_kernels(compute.kernels)
         images, checkpoints = (job.rounds + 1) * count, len(self.keep)
         work = {
             "flops": 3.0 * forward_flops(self.critic, shape.image, compute) * images * checkpoints,

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from apm_core.data.tiles import Tiles
 from apm_core.errors import ConfigError
 from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job, Method, Shard, Update
@@ -50,6 +51,13 @@ class APMPlus(Method):
             if settings.unrolled.rounds
             else None
         )
+
+    def store_as(self, tiles: Tiles) -> None:
+        """Both methods keep their images as tiles."""
+        self.matching.store_as(tiles)
+        self.movers = self.matching.movers
+        if self.unrolled:
+            self.unrolled.store_as(tiles)
 
     def init(self, job: Job) -> State:
         """Start from real images, or from real images that the teachers classify correctly."""

@@ -73,16 +73,16 @@ def train(
     `logits` is what computes them with the parameters of `net`. The batch passes in segments, but
     as a whole where the network normalises over it.
     """
-    net.zero_grad()
     net.module.train()
+    gradient = torch.zeros_like(net.vector)
     size = len(images) if statistics(net.module) else job.segment or len(images)
     for part, labels in zip(images.split(size), targets.split(size), strict=True):
         with job.compute.autocast():
             outputs = logits(part)
         share = len(part) / len(images)
-        (share * half_mse(outputs.to(net.vector.dtype), labels)).backward()
+        gradient += net.gradient(share * half_mse(outputs.to(net.vector.dtype), labels))
     net.module.eval()
-    adam_(net.vector, net.grad, moments, rate)
+    adam_(net.vector, gradient, moments, rate)
 
 
 def member_moments(state: State, member: int) -> Moments:

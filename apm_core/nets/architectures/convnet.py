@@ -4,10 +4,17 @@ Used by DC (Zhao et al., ICLR 2021) and everything after it: d blocks of 3x3 con
 norm, ReLU and 2x2 average pooling, then one linear layer.
 """
 
+import torch
 from torch import Tensor, nn
 
 from apm_core.errors import ConfigError
-from apm_core.nets.base import Shape, check_positive, instance_norm
+from apm_core.nets.base import (
+    MeanPool2d,
+    NormalisedConv2d,
+    Shape,
+    check_positive,
+    instance_norm,
+)
 
 WIDTH = 128
 
@@ -28,6 +35,7 @@ class ConvNet(nn.Module):
     when `width` or `depth` is not positive or when so many halvings leave no pixel.
     """
 
+    kernels = False  # norm, ReLU and pooling by `apm_core.nets.kernels`
     fuses = True  # norm, ReLU and pooling of a block are one pass over memory when compiled
 
     def __init__(self, shape: Shape, *, width: int = WIDTH, depth: int | None = None) -> None:
@@ -45,8 +53,8 @@ class ConvNet(nn.Module):
         for block in range(depth):
             inputs = width if block else shape.channels
             padding = 3 if block == 0 and shape.resolution == 28 else 1  # 28 px become 32
-            layers += [nn.Conv2d(inputs, width, 3, padding=padding), instance_norm(width)]
-            layers += [nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [NormalisedConv2d(inputs, width, 3, padding=padding), instance_norm(width)]
+            layers += [nn.ReLU(), MeanPool2d(2)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * (side >> depth) ** 2, shape.classes)
 
@@ -59,7 +67,16 @@ class ConvNet(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (N, channels, S, S) to the features (N, width * (S / 2^depth)^2) of the head."""
-        return self.features(x).flatten(1)  # (N, width, s, s) -> (N, width * s * s)
+        maps = self._features_by_kernels(x) if self.kernels else self.features(x)
+        return maps.flatten(1)  # (N, width, s, s) -> (N, width * s * s)
+
+    def _features_by_kernels(self, x: Tensor) -> Tensor:
+        from apm_core.nets.kernels import norm_relu_pool
+
+        x = x.contiguous(memory_format=torch.channels_last)
+        for conv, norm in zip(self.features[0::4], self.features[1::4], strict=True):
+            x = norm_relu_pool(conv(x), norm.weight, norm.bias, norm.eps)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, channels, S, S) to logits (N, classes)."""

@@ -10,7 +10,7 @@ import math
 from torch import Tensor, nn
 
 from apm_core.nets.architectures.convnet import default_depth
-from apm_core.nets.base import Shape
+from apm_core.nets.base import MeanPool2d, Shape
 
 WIDTH = 128
 TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at two standard deviations
@@ -37,7 +37,7 @@ class FRePoConv(nn.Module):
             if block and batch_norm:
                 # a tenth of the old value stays: flax calls this momentum 0.1
                 layers.append(nn.BatchNorm2d(inputs, eps=1e-5, momentum=0.9))
-            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(), MeanPool2d(2)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * side**2, shape.classes)
         for layer in self.modules():

@@ -7,7 +7,7 @@ the head reads the 2x2 rest, as in the networks of APM (Chen et al., 2023).
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apm_core.nets.base import Shape, instance_norm, multiple_of
+from apm_core.nets.base import MeanPool2d, Shape, instance_norm, multiple_of
 
 WIDTH = 64  # channels of the first stage, as published
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))  # (widths, stride of the first of two blocks)
@@ -54,7 +54,7 @@ class ResNet18(nn.Module):
             inputs = channels
         side = shape.resolution // 8
         window = min(4, side)
-        self.features = nn.Sequential(*layers, nn.AvgPool2d(window))
+        self.features = nn.Sequential(*layers, MeanPool2d(window))
         self.classifier = nn.Linear(inputs * (side // window) ** 2, shape.classes)
 
     @staticmethod

@@ -6,7 +6,7 @@ At 64 px the last map is 2x2 and the head reads all of it, 2048 features, as in 
 
 from torch import Tensor, nn
 
-from apm_core.nets.base import Shape, instance_norm, multiple_of
+from apm_core.nets.base import NormalisedConv2d, Shape, instance_norm, multiple_of
 
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))  # channels; each ends in max-pooling
 
@@ -20,7 +20,8 @@ class VGG11(nn.Module):
         inputs = shape.channels
         for stage in STAGES:
             for width in stage:
-                layers += [nn.Conv2d(inputs, width, 3, padding=1), instance_norm(width), nn.ReLU()]
+                layers.append(NormalisedConv2d(inputs, width, 3, padding=1))
+                layers += [instance_norm(width), nn.ReLU()]
                 inputs = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)

@@ -1,0 +1,94 @@
+"""Several smaller images in the bytes of one: a stored image is a square of tiles.
+
+The parametrisation of IDC (Kim et al., "Dataset Condensation via Efficient Synthetic-Data
+Parameterization", ICML 2022) and NCFM: each tile is decoded to a whole image by bilinear
+upsampling, in the space of [0, 1] pixels; whitening comes after. Decoding is affine in the stored
+pixels.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apm_core.data.whitening import Whitening
+from apm_core.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """The map between stored images and the images that networks see.
+
+    Attributes:
+        factor: tiles along a side, t; a stored image holds t * t images, row by row.
+        whitening: applied to decoded pixels.
+    """
+
+    factor: int
+    whitening: Whitening
+
+    @property
+    def count(self) -> int:
+        """Images in a stored one, t * t."""
+        return self.factor**2
+
+    def require_fit(self, side: int) -> None:
+        """Raise ConfigError unless the tiles divide images of `side` pixels."""
+        if side % self.factor:
+            raise ConfigError(
+                f"tiles: {self.factor} does not divide the {side} pixels of a side: choose a"
+                " divisor, or set dataset.resolution"
+            )
+
+    def decode(self, stored: Tensor) -> Tensor:
+        """The images (N * t * t, C, S, S), whitened, of stored ones (N, C, S, S) in [0, 1]."""
+        return self._whitening(stored.device).apply(self.upsampled(stored))
+
+    def upsampled(self, stored: Tensor) -> Tensor:
+        """Like `decode`, before the whitening: pixels."""
+        side = stored.shape[-1]
+        return F.interpolate(self._cut(stored), size=(side, side), mode="bilinear")
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The stored images (N, C, S, S) of whitened ones (N * t * t, C, S, S): those whose decoded
+        pixels are the nearest, in least squares, so that `encode(decode(x))` is x.
+        """
+        pixels, shrink = self._whitening(images.device).invert(images), self._shrink(images)
+        return self._joined(shrink @ pixels @ shrink.T)
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """The gradient (N, C, S, S) in stored images, from that in the decoded ones."""
+        count, *image = gradient.shape
+        leaf = gradient.new_zeros(count // self.count, *image, requires_grad=True)
+        with torch.enable_grad():
+            return torch.autograd.grad(self.decode(leaf), leaf, gradient)[0]
+
+    def _whitening(self, device: torch.device) -> Whitening:
+        if device not in self._placed:
+            self._placed[device] = self.whitening.to(device)
+        return self._placed[device]
+
+    @cached_property
+    def _placed(self) -> dict[torch.device, Whitening]:
+        return {}
+
+    def _cut(self, stored: Tensor) -> Tensor:
+        """The tiles (N * t * t, C, S / t, S / t)."""
+        t, (count, channels, side, _) = self.factor, stored.shape
+        rows = stored.view(count, channels, t, side // t, t, side // t)
+        return rows.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, side // t, side // t)
+
+    def _joined(self, tiles: Tensor) -> Tensor:
+        """The inverse of `_cut`."""
+        t, (count, channels, side, _) = self.factor, tiles.shape
+        grid = tiles.view(count // t**2, t, t, channels, side, side)
+        return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, t * side, t * side)
+
+    def _shrink(self, images: Tensor) -> Tensor:
+        """The pseudo-inverse (S / t, S) of upsampling along one side."""
+        side = images.shape[-1]
+        basis = torch.eye(side // self.factor, dtype=torch.float64)[None]  # (1, S / t, S / t)
+        grow = F.interpolate(basis, size=side, mode="linear")[0].T
+        return torch.linalg.pinv(grow).to(images)
