@@ -78,14 +78,14 @@ def job(
 
 
 def variants(compute: Compute) -> dict[str, Compute]:
-    """The precisions and compilations of this device by name; the last is the default.
+    """The ways of this device to compute, by name; the last is the default.
 
-    Nothing compiled where `compute` is not to be.
+    Nothing compiled where `compute` is not to be, nothing captured where it does not capture.
     """
     paths = {}
     for precision in dict.fromkeys(("float32", compute.precision)):
-        plain = replace(compute, precision=precision, compile="off")
+        plain = replace(compute, precision=precision, compile="off", graphs=False, kernels=False)
         paths[precision] = plain
         if compute.compile != "off":
-            paths[f"{precision}, compiled"] = replace(plain, compile="on")
+            paths[f"{precision}, compiled"] = replace(plain, compile="on", graphs=compute.graphs)
     return paths

@@ -9,13 +9,16 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from apm_core.errors import ApmError
+from apm_core.runtime.device import Compute
 from benchmarks import measure, tables
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import kernels, repeat, smoke
 from benchmarks.gpu.record import Record, failures, forget, load
 from benchmarks.gpu.setup import Setup
+from benchmarks.gpu.step import paths
 
 TINY = Setup("cpu", "off", quick=True)
 HEAD = {"device": "a GPU", "date": "2000-01-01"}
@@ -55,8 +58,7 @@ def test_a_path_that_trains_otherwise_is_seen():
 
     def other(case, size, compute, networks):  # the compiled path has another learning rate
         changes = case.changes if compute.compile == "off" else {**case.changes, "lr": 0.03}
-        compute = replace(compute, compile="off")
-        return honest(replace(case, changes=changes), size, compute, networks)
+        return honest(replace(case, changes=changes), size, compute.exact(), networks)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(smoke, "movements", other)
@@ -73,6 +75,20 @@ def test_the_smoke_test_has_every_case_in_each_precision():
     assert {"rotate, bf16", "rotate, float32"} <= set(smoke.entries(setup))
 
 
+def test_a_gpus_step_has_every_variant():
+    gpu = Compute(torch.device("cpu"), "bf16", "on", graphs=True)  # only asked what it would do
+    ways = {name: (w.precision, w.compile, w.graphs, w.kernels) for name, w in paths(gpu).items()}
+    assert ways == {
+        "float32": ("float32", "off", False, False),
+        "float32, compiled": ("float32", "on", True, False),
+        "bf16": ("bf16", "off", False, False),
+        "bf16, compiled": ("bf16", "on", True, False),
+        "float32, captured": ("float32", "off", True, False),
+        "bf16, captured": ("bf16", "off", True, False),
+        "own kernels": ("bf16", "on", True, True),
+    }
+
+
 def test_a_fallback_is_an_error():
     with pytest.raises(ApmError, match="running uncompiled"):
         TINY.compute.report("compilation failed, running uncompiled")
@@ -83,7 +99,7 @@ def test_two_runs_of_a_seed_are_compared(monkeypatch):
         [[{"training": repeat.np.array([1.0, 2.0])}] * 2, [{"training": repeat.np.ones(2)}]]
     )
     monkeypatch.setattr(repeat, "elsewhere", lambda *_: next(runs))
-    found = repeat.compared(TINY, False)["training"]
+    found = repeat.compared(TINY)["training"]
     assert found["one process"] == {"equal": True, "largest difference": 0.0}
     assert found["two processes"] == {"equal": False, "largest difference": 1.0}
 

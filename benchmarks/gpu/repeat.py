@@ -1,7 +1,7 @@
 """The same seed twice: the same bits, or how far apart?
 
 In one process, and in two, where libraries may choose other kernels by their timings; as a resumed
-job does. Where `Compute` can be told to be deterministic, with that too.
+job does. On a GPU, with deterministic operations too.
 """
 
 import multiprocessing
@@ -23,18 +23,18 @@ Results = dict[str, np.ndarray]
 
 def entries(setup: Setup) -> Entries:
     """Runs as they are, and deterministic ones."""
-    found = {"as it is": partial(compared, setup, False)}
-    if hasattr(setup.compute, "deterministic"):
-        found["deterministic"] = partial(compared, setup, True)
+    found = {"as it is": partial(compared, setup)}
+    if setup.compute.device.type == "cuda":
+        found["deterministic"] = partial(compared, replace(setup, deterministic=True))
     return found
 
 
-def compared(setup: Setup, deterministic: bool) -> Figures:
+def compared(setup: Setup) -> Figures:
     """Whether two runs in one process, and in two, have equal bits, and their largest difference;
     beside it the largest movement, which a difference is to be compared with.
     """
-    first, second = elsewhere(setup, deterministic, 2)
-    (other,) = elsewhere(setup, deterministic, 1)
+    first, second = elsewhere(setup, 2)
+    (other,) = elsewhere(setup, 1)
     figures: Figures = {}
     for name, moved in first.items():
         figures[name] = {"largest movement": float(np.abs(moved).max())}
@@ -46,21 +46,19 @@ def compared(setup: Setup, deterministic: bool) -> Figures:
     return figures
 
 
-def elsewhere(setup: Setup, deterministic: bool, times: int) -> list[Results]:
+def elsewhere(setup: Setup, times: int) -> list[Results]:
     """The results of `times` runs in one new process."""
     context = multiprocessing.get_context("spawn")
+    bare = replace(setup)  # without its `compute`, whose choice sets up the process
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return [pool.submit(run, setup, deterministic).result() for _ in range(times)]
+        return [pool.submit(run, bare).result() for _ in range(times)]
 
 
-def run(setup: Setup, deterministic: bool) -> Results:
+def run(setup: Setup) -> Results:
     """How far a training moved its parameters, and rounds of APM their images."""
-    compute = setup.compute
-    if deterministic:
-        compute = replace(compute, deterministic=True)
     return {
-        "training": training(compute, setup.quick).numpy(),
-        "rounds": rounds(compute, setup.quick).numpy(),
+        "training": training(setup.compute, setup.quick).numpy(),
+        "rounds": rounds(setup.compute, setup.quick).numpy(),
     }
 
 

@@ -16,13 +16,14 @@ class Setup:
     compile: str = "on"
     quick: bool = False  # tiny sizes: does it run?
     data: Path | None = None  # folder with the files of CIFAR-10
+    deterministic: bool = False
 
     @cached_property
     def compute(self) -> Compute:
-        """The device in its default precision. Its notes are errors: figures of a fallback would
-        pass for those of what was meant.
+        """The device in its default precision, chosen for this process. Its notes are errors:
+        figures of a fallback would pass for those of what was meant.
         """
-        return choose(self.device, "auto", self.compile, refuse)
+        return choose(self.device, "auto", self.compile, refuse, deterministic=self.deterministic)
 
 
 def refuse(note: str) -> None:

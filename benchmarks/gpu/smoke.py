@@ -78,13 +78,17 @@ def cases(size: Size) -> dict[str, Case]:
 
 
 def entries(setup: Setup) -> Entries:
-    """An entry for each case and precision."""
+    """An entry for each case and precision; on a GPU, with our own kernels too."""
     compute, size = setup.compute, TINY if setup.quick else FULL
-    return {
-        f"{name}, {precision}": partial(compared, case, size, replace(compute, precision=precision))
-        for precision in dict.fromkeys((compute.precision, "float32"))
-        for name, case in cases(size).items()
-    }
+    found, known = {}, cases(size)
+    for precision in dict.fromkeys((compute.precision, "float32")):
+        way = replace(compute, precision=precision)
+        for name, case in known.items():
+            found[f"{name}, {precision}"] = partial(compared, case, size, way)
+        if compute.device.type == "cuda":
+            own = partial(compared, known["crop"], size, replace(way, kernels=True))
+            found[f"own kernels, {precision}"] = own
+    return found
 
 
 def compared(case: Case, size: Size, compute: Compute) -> Figures:
@@ -98,9 +102,10 @@ def compared(case: Case, size: Size, compute: Compute) -> Figures:
     if case.dropout:
         figures["again"] = {"difference": repeated, "tolerance": SAME_MASKS}
     else:
-        plain = replace(compute, compile="off")
+        plain = compute.exact()
+        truth = movements(case, size, plain, range(NETWORKS))
+        plain = replace(plain, precision=compute.precision)
         near = movements(case, size, plain, range(NETWORKS))
-        truth = movements(case, size, replace(plain, precision="float32"), range(NETWORKS))
         for index, (found, rounded, exact) in enumerate(zip(fast, near, truth, strict=True)):
             tolerance = min(MOST, LEAST + TIMES * distance(rounded, exact))
             row = {"difference": distance(found, exact), "tolerance": tolerance}

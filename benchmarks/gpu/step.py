@@ -1,7 +1,7 @@
 """Images a second of a student's training, by variant, and the kernels of one step."""
 
 import statistics
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 
 from apm_core.runtime.device import Compute
@@ -17,36 +17,25 @@ ASKED = {"images/s": {"at least": 650_000}}
 ASKED_EVALUATION = {"5 networks, s": {"at most": 15}}
 
 
-class Captured(Compute):
-    """A device that captures steps without compiling them."""
-
-    def compiled(self, function, **work):  # noqa: ANN001, ANN003, ANN201 - as its parent
-        """The function as it is."""
-        del work
-        return function
-
-
 def paths(compute: Compute) -> dict[str, Compute]:
     """All variants of the step by name."""
     found = variants(compute)
     if compute.graphs:
-        own = {item.name: getattr(compute, item.name) for item in fields(compute)}
         for precision in dict.fromkeys(("float32", compute.precision)):
-            found[f"{precision}, captured"] = Captured(**own | {"precision": precision})
-    if hasattr(compute, "fused"):
-        found["fused"] = replace(compute, fused=True)
+            found[f"{precision}, captured"] = replace(found[precision], graphs=True)
+        found["own kernels"] = replace(compute, kernels=True)
     return found
 
 
 def entries(setup: Setup) -> Entries:
-    """An entry for each variant, kernels of the default and of the fused one, an evaluation."""
+    """An entry for each variant, kernels of the default and with our own, an evaluation."""
     compute, width = setup.compute, 4 if setup.quick else 128
     recipe = replace(STUDENT, batch=8 if setup.quick else 250, passes=2 if setup.quick else 200)
     ways = paths(compute)
     found = {name: partial(speed, width, recipe, way) for name, way in ways.items()}
     found["kernels"] = partial(one_step, width, recipe, compute)
-    if "fused" in ways:
-        found["kernels, fused"] = partial(one_step, width, recipe, ways["fused"])
+    if "own kernels" in ways:
+        found["kernels with our own"] = partial(one_step, width, recipe, ways["own kernels"])
     return found | {"evaluation": partial(evaluation, width, 2 if setup.quick else 1000, compute)}
 
 
