@@ -1,5 +1,6 @@
-"""Common parts of the benchmarks: timing in turns, the rate of the machine, result files."""
+"""Common parts of the benchmarks: options, timing in turns, the machine's rate, result files."""
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -15,11 +16,43 @@ from rich.table import Table
 from torch import Tensor
 
 from apm_core.runtime import store
-from apm_core.runtime.device import Compute
+from apm_core.runtime.device import Compute, choose
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
+QUICK = ROOT / "work/quick"  # where figures of tiny sizes go, which mean nothing
 Times = list[float]  # seconds of one call, one entry per repetition
+Report = Callable[[Compute, bool], dict[str, Any]]  # of a device, at tiny sizes or at the real ones
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The options that all short benchmarks have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--compile", default="on", choices=("on", "off"))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the JSON files (benchmarks/results; quick: work/quick)"
+    )
+    return parser
+
+
+def folder(given: argparse.Namespace) -> Path:
+    """Where the result files go."""
+    return given.out or (QUICK if given.quick else RESULTS)
+
+
+def record(name: str, report: Report, given: argparse.Namespace, *, again: bool = True) -> None:
+    """Measure and write NAME_DEVICE.json, unless (`again` false) it was written today already."""
+    compute = choose(given.device, "auto", given.compile, print)
+    path = folder(given) / f"{name}_{compute.device.type}.json"
+    head = machine(compute)
+    if not again and path.is_file() and head.items() <= json.loads(path.read_text()).items():
+        print(f"there already: {path.name}")
+        return
+    write(path, {**head, **report(compute, given.quick)})
 
 
 def together(
@@ -102,10 +135,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def machine() -> dict[str, Any]:
+def machine(compute: Compute | None = None) -> dict[str, Any]:
     """Device, date and versions, for the head of every result file."""
     return {
-        "device": Compute(device()).describe(),
+        "device": (compute or Compute(device())).describe(),
         "date": datetime.now(UTC).date().isoformat(),
         "versions": store.versions(),
     }
@@ -127,9 +160,14 @@ def _text(value: Any) -> str:  # noqa: ANN401 - a figure of a table
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def write(path: Path, figures: dict[str, Any]) -> None:
-    """Write the figures to `path` as JSON."""
+def save(path: Path, figures: dict[str, Any]) -> None:
+    """Put the figures into `path` as JSON."""
     text = json.dumps(figures, indent=1, allow_nan=False)
     with store.atomic_path(path) as temporary:
         temporary.write_text(text + "\n")
+
+
+def write(path: Path, figures: dict[str, Any]) -> None:
+    """Put the figures into `path` as JSON, and say so."""
+    save(path, figures)
     print(f"written: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")

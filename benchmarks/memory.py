@@ -16,19 +16,23 @@ import torch
 
 from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job
+from apm_core.nets.base import Shape
 from apm_core.runtime import memory
-from apm_core.runtime.device import Compute, choose
-from benchmarks.measure import RESULTS, machine, show, write
+from apm_core.runtime.device import Compute
+from benchmarks.measure import options, record, show
 from benchmarks.workload import IMAGENET64, apm, job, spec_of
 
+Varied = dict[str, tuple[int, ...]]  # values by quantity
+WIDTH, QUICK_WIDTH = 32, 4
 BASE = {"ipc": 50, "batch": 100, "checkpoints": 5, "epochs": 5, "segment": 50}
-VARIED = {
+VARIED: Varied = {
     "segment": (10, 25, 50, 100),
     "ipc": (10, 50, 500),
     "batch": (100, 256, 500),
     "checkpoints": (1, 5),
     "epochs": (5, 10),
 }
+QUICK_VARIED: Varied = {"segment": (10, 25)}
 IMAGENET_SEGMENTS = (100, 250, 500)
 
 
@@ -47,12 +51,12 @@ def rounds(method: APM, task: Job, count: int) -> dict[str, float]:
     return {"bytes": memory.peak(compute) - before, "seconds": seconds}
 
 
-def growth(compute: Compute, width: int) -> list[dict[str, Any]]:
+def growth(compute: Compute, width: int, varied: Varied) -> list[dict[str, Any]]:
     """Measure rounds for each value of each quantity: a row each."""
     compute = replace(compute, compile="off")
     spec, rows = spec_of(width), []
     rounds(apm(epochs=5, batch=100), job(spec, compute, 10), 3)  # libraries take theirs once
-    for quantity, values in VARIED.items():
+    for quantity, values in varied.items():
         for value in values:
             size = {**BASE, quantity: value}
             method = apm(**{key: size[key] for key in ("epochs", "checkpoints", "batch")})
@@ -70,30 +74,29 @@ def growth(compute: Compute, width: int) -> list[dict[str, Any]]:
     return rows
 
 
-def imagenet(compute: Compute) -> list[dict[str, Any]]:
-    """Rounds of ImageNet-1K IPC 50 as in the paper's figure on memory, on a GPU."""
-    spec, rows = spec_of(128, IMAGENET64), []
-    for segment in IMAGENET_SEGMENTS:
-        torch._dynamo.reset()
-        task = job(spec, compute, 50, segment=segment, home=torch.device("cpu"))
-        cost = rounds(apm(batch=500), task, 6)
-        rows.append(
-            {"segment": segment, "GB": cost["bytes"] / memory.GB, "s a round": cost["seconds"]}
-        )
-    return rows
+def imagenet(compute: Compute, segment: int, *, quick: bool = False) -> dict[str, float]:
+    """Rounds of ImageNet-1K IPC 50 as in the paper's figure on memory, the shard in host memory."""
+    torch._dynamo.reset()
+    spec, ipc = spec_of(128, IMAGENET64), 50
+    method = apm(batch=500)
+    if quick:
+        spec, ipc = spec_of(4, Shape(3, 16, 20)), 2
+        method = apm(batch=10, epochs=5)
+    cost = rounds(method, job(spec, compute, ipc, segment=segment, home=torch.device("cpu")), 6)
+    return {"segment": segment, "GB": cost["bytes"] / memory.GB, "s a round": cost["seconds"]}
 
 
-def main() -> None:
-    """Measure, print, write."""
-    compute = choose("auto", "auto", "on", print)
-    report = {**machine(), "precision": compute.precision, "width": 32}
-    report["growth"] = growth(compute, 32)
-    show("peak memory of rounds, ConvNet of width 32, 32x32", report["growth"])
+def report(compute: Compute, quick: bool) -> dict[str, Any]:
+    """Measure what the peak grows with, and on a GPU the large rounds; print a table for each."""
+    width, varied = (QUICK_WIDTH, QUICK_VARIED) if quick else (WIDTH, VARIED)
+    found = {"precision": compute.precision, "width": width}
+    found["growth"] = growth(compute, width, varied)
+    show(f"peak memory of rounds, ConvNet of width {width}, 32x32", found["growth"])
     if compute.device.type == "cuda":
-        report["imagenet"] = imagenet(compute)
-        show("ImageNet-1K IPC 50, ConvNet of depth 4, width 128, batch 500", report["imagenet"])
-    write(RESULTS / f"memory_{compute.device.type}.json", report)
+        found["imagenet"] = [imagenet(compute, size, quick=quick) for size in IMAGENET_SEGMENTS]
+        show("ImageNet-1K IPC 50, ConvNet of depth 4, width 128, batch 500", found["imagenet"])
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    record("memory", report, options(__doc__).parse_args())

@@ -7,7 +7,6 @@ through the teacher for its cross-entropy, in float32, as the published code doe
 through the teacher once for all checkpoints.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job
 from apm_core.methods.movers import State
-from apm_core.runtime.device import Compute, choose
-from benchmarks.measure import RESULTS, Elsewhere, machine, ratio, serve, show, together, write
+from apm_core.runtime.device import Compute
+from benchmarks.measure import Elsewhere, options, ratio, record, serve, show, together
 from benchmarks.workload import apm, job, spec_of, variants
 
 SIZES = ((128, 20, 100), (32, 10, 100))  # width, IPC, segment
+QUICK_SIZES = ((4, 1, 5),)
 CHECKPOINTS = 5
 
 
@@ -53,8 +54,8 @@ def plain_update(task: Job, students: Tensor) -> Callable[[], Tensor]:
     return update
 
 
-def our_update(task: Job, students: Tensor, compute: Compute) -> Callable[[], Tensor]:
-    """A function that computes the same gradient by APM itself."""
+def placed(task: Job, students: Tensor, compute: Compute) -> tuple[APM, State]:
+    """APM and its state before the image update of a round in which `students` were trained."""
     method = apm()
     task = replace(task, compute=compute)
     state: State = method.start(task)
@@ -62,10 +63,16 @@ def our_update(task: Job, students: Tensor, compute: Compute) -> Callable[[], Te
     state |= {"students": students, "teacher": 0}
     method.place_batch(state, state["batch"])
     task.teachers.load(0)
+    return method, state
+
+
+def our_update(task: Job, students: Tensor, compute: Compute) -> Callable[[], Tensor]:
+    """A function that computes the same gradient by APM itself."""
+    method, state = placed(task, students, compute)
     return lambda: method.image_gradient(state, "benchmark")[0]
 
 
-def work(width: int, ipc: int, segment: int, compute: Compute) -> tuple[Job, Tensor]:
+def work(width: int, ipc: int, segment: int | None, compute: Compute) -> tuple[Job, Tensor]:
     """The job of a shard, and the checkpoints (K, P) of a student."""
     spec = spec_of(width)
     students = torch.stack([spec.fresh("student", k) for k in range(CHECKPOINTS)])
@@ -76,7 +83,7 @@ def measured(size: tuple[int, int, int], compute: Compute) -> list[dict[str, Any
     """Measure one size: a row per path."""
     torch._dynamo.reset()
     task, students = work(*size, compute)
-    plain = Elsewhere("benchmarks.round", "--plain", *size)
+    plain = Elsewhere("benchmarks.round", "--device", compute.device, "--plain", *size)
     updates: dict[str, Callable[[], object]] = {"plain": plain}
     if compute.device.type == "cpu":
         updates["plain, memory kept"] = plain_update(task, students)
@@ -95,25 +102,22 @@ def measured(size: tuple[int, int, int], compute: Compute) -> list[dict[str, Any
     return rows
 
 
-def main() -> None:
-    """Measure, print, write."""
-    compute = choose("auto", "auto", "on", print)
+def report(compute: Compute, quick: bool) -> dict[str, Any]:
+    """Measure every size and print a table for each."""
+    names = ("width", "ipc", "segment")
     sizes = [
-        {
-            **dict(zip(("width", "ipc", "segment"), size, strict=True)),
-            "paths": measured(size, compute),
-        }
-        for size in SIZES
+        {**dict(zip(names, size, strict=True)), "paths": measured(size, compute)}
+        for size in (QUICK_SIZES if quick else SIZES)
     ]
-    report = {**machine(), "checkpoints": CHECKPOINTS, "sizes": sizes}
-    write(RESULTS / f"round_{compute.device.type}.json", report)
+    return {"checkpoints": CHECKPOINTS, "sizes": sizes}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = options(__doc__)
     parser.add_argument("--plain", nargs=3, type=int, metavar=("WIDTH", "IPC", "SEGMENT"))
-    if size := parser.parse_args().plain:
-        device = Compute(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        serve(plain_update(*work(*size, device)))
+    given = parser.parse_args()
+    if given.plain:
+        device = Compute(torch.device(given.device))  # its allocator stays as it comes
+        serve(plain_update(*work(*given.plain, device)))
     else:
-        main()
+        record("round", report, given)

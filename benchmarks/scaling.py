@@ -7,7 +7,6 @@ Uncompiled (no point then pays for its compilation), in the default precision, f
 round.
 """
 
-import argparse
 import subprocess
 import sys
 import time
@@ -20,11 +19,12 @@ from apm_core.nets.base import Shape
 from apm_core.runtime.device import Compute, choose
 from apm_core.training.inference import forward_flops
 from apm_core.training.trainer import Trainer
-from benchmarks.measure import RESULTS, machine, show, write
+from benchmarks.measure import options, record, show
 from benchmarks.workload import STUDENT, apm, examples, job, spec_of
 
+Varied = dict[str, tuple[int, ...]]  # values by quantity
 BASE = {"ipc": 10, "checkpoints": 5, "batch": None, "epochs": 100, "classes": 10, "resolution": 32}
-VARIED = {
+VARIED: Varied = {
     "ipc": (10, 20, 50),
     "checkpoints": (1, 5, 10),
     "batch": (25, 50, 100),
@@ -32,32 +32,33 @@ VARIED = {
     "classes": (10, 20, 50),
     "resolution": (16, 32, 64),
 }
-WIDTH = 32
+QUICK_VARIED: Varied = {"epochs": (5, 10)}
+WIDTH, QUICK_WIDTH = 32, 4
 NETWORKS = 12  # trained by the shards together
 
 
-def operations(size: dict[str, Any], compute: Compute) -> float:
+def operations(size: dict[str, Any], width: int, compute: Compute) -> float:
     """Floating-point operations of a round: a third of a student, K + 1 networks on the images."""
     shape = Shape(3, size["resolution"], size["classes"])
-    forward = forward_flops(spec_of(WIDTH, shape).network(compute.device), shape.image, compute)
+    forward = forward_flops(spec_of(width, shape).network(compute.device), shape.image, compute)
     images = size["batch"] or size["ipc"] * size["classes"]
     student = 3 * forward * images * (size["epochs"] + 1) / 3
     return student + 2 * forward * images * (size["checkpoints"] + 1)
 
 
-def growth(compute: Compute) -> list[dict[str, Any]]:
+def growth(compute: Compute, width: int, varied: Varied) -> list[dict[str, Any]]:
     """Measure a round for each value of each quantity: a row each."""
     compute = replace(compute, compile="off")
     rows = []
-    for quantity, values in VARIED.items():
+    for quantity, values in varied.items():
         for value in values:
             size = {**BASE, quantity: value}
             method = apm(**{key: size[key] for key in ("epochs", "checkpoints", "batch")})
-            spec = spec_of(WIDTH, Shape(3, size["resolution"], size["classes"]))
+            spec = spec_of(width, Shape(3, size["resolution"], size["classes"]))
             state = method.start(job(spec, compute, size["ipc"]))
             method.rehearse(state, compute.clock)
             seconds = min(method.rehearse(state, compute.clock)[1] for _ in range(5))
-            work = operations(size, compute)
+            work = operations(size, width, compute)
             rows.append(
                 {"grows": f"{quantity} {value}", "s": seconds, "GFLOP/s": work / seconds / 1e9}
             )
@@ -107,22 +108,24 @@ def side_by_side(repetitions: int = 3) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--train", nargs=3, type=float, metavar=("NETWORKS", "THREADS", "AT"))
-    options = parser.parse_args()
-    if options.train:
-        return train(int(options.train[0]), int(options.train[1]), options.train[2])
-    compute = choose("auto", "auto", "on", print)
-    report = {**machine(), "precision": compute.precision, "width": WIDTH}
-    report["growth"] = growth(compute)
-    show("seconds of a round, ConvNet of width 32", report["growth"])
-    if compute.device.type == "cpu":
-        report["side_by_side"] = side_by_side()
-        show("students of 101 steps of 100 images", report["side_by_side"])
-    return write(RESULTS / f"scaling_{compute.device.type}.json", report)
+def report(compute: Compute, quick: bool) -> dict[str, Any]:
+    """Measure rounds as they grow, and on a CPU students side by side; print a table for each."""
+    width, varied = (QUICK_WIDTH, QUICK_VARIED) if quick else (WIDTH, VARIED)
+    found = {"precision": compute.precision, "width": width}
+    found["growth"] = growth(compute, width, varied)
+    show(f"seconds of a round, ConvNet of width {width}", found["growth"])
+    if compute.device.type == "cpu" and not quick:
+        found["side_by_side"] = side_by_side()
+        show("students of 101 steps of 100 images", found["side_by_side"])
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    parser = options(__doc__)
+    parser.add_argument("--train", nargs=3, type=float, metavar=("NETWORKS", "THREADS", "AT"))
+    given = parser.parse_args()
+    if given.train:
+        networks, threads, start_at = given.train
+        train(int(networks), int(threads), start_at)
+    else:
+        record("scaling", report, given)

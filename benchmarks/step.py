@@ -5,10 +5,10 @@
 The plain loop is what the published code does: float32, an optimizer over separate parameters, DSA,
 and the accuracy of every batch read back. "plain" is a process that changes nothing else; "plain,
 memory kept" runs with our setting of the CPU's memory allocator. "% of rate" compares with a
-product of matrices in the same precision and the same minute.
+product of matrices in the same precision and the same minute. On a GPU a timed training has many
+passes, because what `Trainer.fit` does once would count; on a CPU a pass takes seconds.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,25 +19,26 @@ import torch
 from apm_core.data.examples import Examples
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
-from apm_core.runtime.device import Compute, choose
+from apm_core.runtime.device import Compute
 from apm_core.training import augment
 from apm_core.training.inference import forward_flops
 from apm_core.training.trainer import Trainer
 from benchmarks.measure import (
-    RESULTS,
     Elsewhere,
-    machine,
     matrix_product,
+    options,
     ratio,
+    record,
     serve,
     show,
     together,
-    write,
 )
 from benchmarks.workload import STUDENT, examples, spec_of, variants
 
 SIZES = ((128, 256), (32, 256), (32, 100))  # width, batch
+QUICK_SIZES = ((8, 16),)
 STEPS = 4  # batches of a pass
+PASSES = {"cpu": 1, "cuda": 100}  # of a timed training
 
 
 def plain_pass(spec: Spec, data: Examples, batch: int, compute: Compute) -> Callable[[], float]:
@@ -62,9 +63,9 @@ def plain_pass(spec: Spec, data: Examples, batch: int, compute: Compute) -> Call
     return one_pass
 
 
-def our_pass(spec: Spec, data: Examples, batch: int, compute: Compute) -> Callable[[], object]:
-    """A function that trains for one pass of `Trainer`."""
-    recipe = replace(STUDENT, batch=batch)
+def our_passes(spec: Spec, data: Examples, batch: int, compute: Compute) -> Callable[[], object]:
+    """A function that trains with `Trainer` for the passes of a timed training."""
+    recipe = replace(STUDENT, batch=batch, passes=PASSES[compute.device.type])
     trainer = Trainer(spec.network(compute.device), recipe, compute, data, networks=10**6)
     start = spec.fresh("start")
     return lambda: trainer.fit(start, "benchmark")
@@ -76,20 +77,24 @@ def measured(width: int, batch: int, compute: Compute) -> dict[str, Any]:
     spec, data = spec_of(width), examples(STEPS * batch, compute)
     flops = 3 * forward_flops(spec.network(compute.device), spec.shape.image, compute)
     paths = variants(compute)
-    plain = Elsewhere("benchmarks.step", "--plain", width, batch)
-    passes: dict[str, Callable[[], object]] = {"plain": plain}
-    if compute.device.type == "cpu":
-        passes["plain, memory kept"] = plain_pass(spec, data, batch, compute)
-    passes |= {name: our_pass(spec, data, batch, path) for name, path in paths.items()}
+    device = compute.device
+    plain = Elsewhere("benchmarks.step", "--device", device, "--plain", width, batch)
+    trainings: dict[str, Callable[[], object]] = {"plain": plain}
+    if device.type == "cpu":
+        trainings["plain, memory kept"] = plain_pass(spec, data, batch, compute)
+    trainings |= {name: our_passes(spec, data, batch, path) for name, path in paths.items()}
     products = {f"{path.precision} matrices": matrix_product(path) for path in paths.values()}
-    times = together(passes | {kind: product for kind, (product, _) in products.items()}, compute)
+    functions = trainings | {kind: product for kind, (product, _) in products.items()}
+    times = together(functions, compute)
     plain.close()
+    for name in paths:  # of a pass
+        times[name] = [seconds / PASSES[device.type] for seconds in times[name]]
     rates = {
         kind: operations / statistics.median(times[kind])
         for kind, (_, operations) in products.items()
     }
     rows = []
-    for name in passes:
+    for name in trainings:
         speed = len(data.targets) / statistics.median(times[name])
         path = paths.get(name)
         share = 100 * speed * flops / rates[f"{path.precision} matrices"] if path else None
@@ -101,19 +106,19 @@ def measured(width: int, batch: int, compute: Compute) -> dict[str, Any]:
     return {"width": width, "batch": batch, "matrix_gflops": gflops, "paths": rows}
 
 
-def main() -> None:
-    """Measure, print, write."""
-    compute = choose("auto", "auto", "on", print)
-    sizes = [measured(*size, compute) for size in SIZES]
-    write(RESULTS / f"step_{compute.device.type}.json", {**machine(), "sizes": sizes})
+def report(compute: Compute, quick: bool) -> dict[str, Any]:
+    """Measure every size and print a table for each."""
+    sizes = QUICK_SIZES if quick else SIZES
+    return {"sizes": [measured(*size, compute) for size in sizes]}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = options(__doc__)
     parser.add_argument("--plain", nargs=2, type=int, metavar=("WIDTH", "BATCH"))
-    if size := parser.parse_args().plain:
-        device = Compute(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        data = examples(STEPS * size[1], device)
-        serve(plain_pass(spec_of(size[0]), data, size[1], device))
+    given = parser.parse_args()
+    if given.plain:
+        width, batch = given.plain
+        device = Compute(torch.device(given.device))  # its allocator stays as it comes
+        serve(plain_pass(spec_of(width), examples(STEPS * batch, device), batch, device))
     else:
-        main()
+        record("step", report, given)

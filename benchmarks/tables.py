@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from apm_core.report.table import markdown as results
+from benchmarks.gpu.record import asked_and_measured
 
 OURS = "apm_plus"
 CONTROL = "random_plus"  # real images with the same labels and recipe
@@ -88,6 +89,15 @@ def gradients(report: dict[str, Any]) -> str:
     return rows(["gradient", *steps, f"error, {most} steps", "cosine"], list(lines.values()))
 
 
+def asked(report: dict[str, Any]) -> str:
+    """What was asked of a GPU, and what was measured."""
+    lines = [
+        [f"{row['part']}, {row['entry']}: {row['figure']}", row["asked"], f"{row['measured']:,.4g}"]
+        for row in asked_and_measured(report)
+    ]
+    return rows(["first figures of a GPU", "asked", "measured"], lines)
+
+
 def overhead(report: dict[str, Any]) -> str:
     """Where the quick start's wall time goes."""
     header = ["jobs", "wall, s", "training, s", "outside, %"]
@@ -162,6 +172,7 @@ TABLES: dict[str, Callable[..., str]] = {
     table.__name__: table
     for table in (
         ablation,
+        asked,
         chaos,
         gradients,
         overhead,

@@ -78,10 +78,14 @@ def job(
 
 
 def variants(compute: Compute) -> dict[str, Compute]:
-    """The precisions and compilations of this device by name; the last is the default."""
-    plain = replace(compute, precision="float32", compile="off")
-    paths = {"float32": plain, "float32, compiled": replace(plain, compile="on")}
-    if compute.precision == "bf16":
-        paths |= {"bf16": replace(compute, compile="off")}
-        paths |= {"bf16, compiled": replace(compute, compile="on")}
+    """The ways of this device to compute, by name; the last is the default.
+
+    Nothing compiled where `compute` is not to be, nothing captured where it does not capture.
+    """
+    paths = {}
+    for precision in dict.fromkeys(("float32", compute.precision)):
+        plain = replace(compute, precision=precision, compile="off", graphs=False, kernels=False)
+        paths[precision] = plain
+        if compute.compile != "off":
+            paths[f"{precision}, compiled"] = replace(plain, compile="on", graphs=compute.graphs)
     return paths
