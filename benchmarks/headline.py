@@ -20,7 +20,7 @@ def steps(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     first, *others = plan.settings.evaluate.architectures
 
     def scores(entry: str, network: str) -> str:
-        return f"work/{dataset}/evaluate/ipc{ipc}.{entry}/{network}.own.json"
+        return f"work/{dataset}/evaluate/ipc{ipc}.{entry}/{network}.json"
 
     for entry in plan.entries:
         yield entry, [scores(entry, first)]

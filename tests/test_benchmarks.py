@@ -21,6 +21,7 @@ from benchmarks import (
     budget,
     chaos,
     docs,
+    headline,
     measure,
     memory,
     overhead,
@@ -31,6 +32,7 @@ from benchmarks import (
     trajectory,
 )
 from benchmarks import round as rounds
+from benchmarks.pipeline import config_of, plan_of
 from benchmarks.workload import CIFAR10, apm, job, spec_of, variants
 
 
@@ -300,16 +302,39 @@ def test_the_table_of_the_ablation_has_a_column_for_each_ipc():
     ]
 
 
-@pytest.mark.workflow
-def test_the_headline_run_goes_from_an_empty_folder_to_figures(tmp_path):
-    table = tmp_path / "table.csv"
+@pytest.fixture
+def ranking(tmp_path):
+    """The path of a NAS table, and that of a config that ranks by it."""
+    table, config = tmp_path / "table.csv", tmp_path / "ranking.yaml"
     rows = [f"{arch},{90 + rank}" for rank, arch in enumerate(nasbench201.sample(3, 0))]
     table.write_text("\n".join(["arch_str,accuracy", *rows]))
-    ranking = tmp_path / "ranking.yaml"
-    ranking.write_text("nas: {reference: {source: table, column: accuracy}}\n")
+    config.write_text("nas: {reference: {source: table, column: accuracy}}\n")
+    return table, config
+
+
+@pytest.mark.workflow
+def test_the_headline_run_can_be_planned_in_an_empty_folder(tmp_path, ranking):
+    table, config = ranking
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(f"nas: {{reference: {{table: {table}}}}}\n")
+    configs = [measure.ROOT / "tests/tiny.yaml", config, overlay]
+    steps = list(headline.steps(plan_of(config_of(configs, []))))
+    assert [name for name, _ in steps] == ["apm", "random", "results"]
+    command = [sys.executable, "-m", "snakemake", "-n", "--directory", tmp_path / "work"]
+    command += ["-s", measure.ROOT / "Snakefile", "--configfile", *configs, "--"]
+    for _, files in steps:
+        command += files
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.workflow
+def test_the_headline_run_goes_from_an_empty_folder_to_figures(tmp_path, ranking):
+    table, config = ranking
     out, work = tmp_path / "out", tmp_path / "work"
     told = {"PYTHON": sys.executable, "WORK": str(work), "TABLE": str(table), "QUICK": "1"}
-    command = ["bash", "benchmarks/headline.sh", out, "tests/tiny.yaml", ranking]
+    command = ["bash", "benchmarks/headline.sh", out, "tests/tiny.yaml", config]
 
     def run(**environment: str) -> subprocess.CompletedProcess:
         environment = {**os.environ, **told, **environment}
