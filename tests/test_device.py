@@ -247,7 +247,7 @@ def test_many_networks_are_all_compiled(monkeypatch):
         return multiplied
 
     functions = [Compute(CPU, compile="on").compiled(times(n), flops=0, steps=0) for n in range(5)]
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    for number, function in enumerate(functions):
-        assert torch.equal(function(torch.ones(3)), torch.full((3,), float(number)))
+    with torch._dynamo.config.patch(recompile_limit=2):  # pytest's monkeypatch would remove it
+        for number, function in enumerate(functions):
+            assert torch.equal(function(torch.ones(3)), torch.full((3,), float(number)))
     assert counter.frame_count == 5
