@@ -78,6 +78,25 @@ def cpu():
     return Compute(torch.device("cpu"), compile="off")
 
 
+@pytest.fixture
+def ran(monkeypatch):
+    """The compiled graphs that ran so far, in order: each "forward" or "backward".
+
+    What runs plain, as a fallback would, is not among them.
+    """
+    from torch._inductor.output_code import CompiledFxGraph  # takes seconds
+
+    call, graphs = CompiledFxGraph.__call__, []
+
+    def noted(graph, inputs):
+        outputs = call(graph, inputs)
+        graphs.append("backward" if graph.fx_kwargs["is_backward"] else "forward")
+        return outputs
+
+    monkeypatch.setattr(CompiledFxGraph, "__call__", noted)
+    return graphs
+
+
 @pytest.fixture(scope="session")
 def digits_settings():
     return PrepareSettings(images=Images(source="digits", data_dir=None))

@@ -257,8 +257,27 @@ def test_an_error_of_the_function_itself_is_not_swallowed(fake_compile):
     assert notes == []
 
 
+@pytest.mark.parametrize("report", [pytest.fail, lambda _: None], ids=["strict", "silent"])
+def test_a_fallback_fails_the_tests_that_ask_for_compiled_code(monkeypatch, ran, report):
+    """They report to `pytest.fail`; where nothing reports, nothing compiled `ran`."""
+    original = torch.compile
+
+    def broken(graph, inputs):
+        raise RuntimeError("no such backend")
+
+    monkeypatch.setattr(device, "_compiler", lambda: "c++")
+    monkeypatch.setattr(torch, "compile", lambda f, **how: original(f, backend=broken, **how))
+    function = Compute(CPU, compile="on", report=report).compiled(double, flops=0, steps=0)
+    if report is pytest.fail:
+        with pytest.raises(pytest.fail.Exception, match="compilation failed, running uncompiled"):
+            function(torch.ones(3))
+    else:
+        assert torch.equal(function(torch.ones(3)), 2 * torch.ones(3))
+    assert ran == []
+
+
 @pytest.mark.skipif(not device._compiler(), reason="no C++ compiler")
-def test_a_compiled_step_equals_the_plain_one():
+def test_a_compiled_step_equals_the_plain_one(ran):
     shape = Shape(channels=1, resolution=8, classes=4)
     with streams.seeded("compiled"):
         net = FlatNet(ConvNet(shape, width=8, depth=2))
@@ -271,11 +290,10 @@ def test_a_compiled_step_equals_the_plain_one():
         loss = function(images, targets)
         return loss.detach(), net.gradient(loss)
 
-    notes = []
-    compute = Compute(CPU, compile="on", report=notes.append)
+    compute = Compute(CPU, compile="on", report=pytest.fail)
     loss, gradient = step(compute.compiled(loss_of, flops=0, steps=0))
     plain_loss, plain_gradient = step(loss_of)
-    assert notes == []
+    assert ran == ["forward", "backward"]
     torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=0)
     scale = float(plain_gradient.abs().max())
     torch.testing.assert_close(gradient, plain_gradient, rtol=1e-5, atol=1e-5 * scale)
@@ -330,9 +348,9 @@ def test_many_networks_are_all_compiled(monkeypatch):
         return multiplied
 
     functions = [Compute(CPU, compile="on").compiled(times(n), flops=0, steps=0) for n in range(5)]
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    for number, function in enumerate(functions):
-        assert torch.equal(function(torch.ones(3)), torch.full((3,), float(number)))
+    with torch._dynamo.config.patch(recompile_limit=2):  # pytest's monkeypatch would remove it
+        for number, function in enumerate(functions):
+            assert torch.equal(function(torch.ones(3)), torch.full((3,), float(number)))
     assert counter.frame_count == 5
 
 

@@ -442,20 +442,36 @@ def test_a_rehearsal_leaves_no_trace(cpu):
     assert torch.equal(one.fit(start, "a", keep=[4])[0], expected)
 
 
-@pytest.mark.skipif(not device._compiler(), reason="no C++ compiler")
-def test_compiled_training_equals_plain_training(cpu):
-    spec = Spec("convnet", SHAPE, width=8, depth=2)
+def moved(compute: Compute, recipe: Recipe = RECIPE) -> tuple[Tensor, float]:
+    """How far a training goes, by parameter, and its last loss."""
+    spec, losses = Spec("convnet", SHAPE, width=8, depth=2), []
     start = spec.fresh("start")
+    one = Trainer(spec.network(compute.device), recipe, compute, examples(), networks=1)
+    one.fit(start, "a", progress=lambda *call: losses.append(call[2]["loss"]))
+    return one.net.snapshot() - start, losses[-1]
 
-    def train(compute: Compute) -> tuple[Tensor, float]:
-        losses = []
-        one = Trainer(spec.network(cpu.device), RECIPE, compute, examples(), networks=1)
-        one.fit(start, "a", progress=lambda *call: losses.append(call[2]["loss"]))
-        return one.net.snapshot() - start, losses[-1]
 
-    (moved, loss), (plain, plain_loss) = train(replace(cpu, compile="on")), train(cpu)
+@pytest.mark.skipif(not device._compiler(), reason="no C++ compiler")
+def test_compiled_training_equals_plain_training(cpu, ran):
+    found, loss = moved(replace(cpu, compile="on", report=pytest.fail))
+    assert ran == ["forward", "backward"] * 5 * 3  # three batches in five passes
+    plain, plain_loss = moved(cpu)
     assert loss == pytest.approx(plain_loss, rel=1e-5)
-    torch.testing.assert_close(moved, plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5 * float(plain.abs().max()))
+
+
+@pytest.mark.skipif(not device._compiler(), reason="no C++ compiler")
+def test_compiled_training_in_bf16_is_as_near_to_float32_as_plain_bf16(cpu, ran):
+    def strays(compute: Compute) -> float:
+        return float((moved(compute, recipe)[0] - exact).norm() / exact.norm())
+
+    recipe = replace(RECIPE, batch=COUNT)  # one shape to compile
+    exact, rounded = moved(cpu, recipe)[0], replace(cpu, precision="bf16")
+    assert ran == []
+    rounding = strays(rounded)
+    assert 1e-3 < rounding < 0.3
+    assert strays(replace(rounded, compile="on", report=pytest.fail)) < 2 * rounding
+    assert ran == ["forward", "backward"] * 5
 
 
 def gsam_step(net: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe) -> None:

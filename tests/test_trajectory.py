@@ -1,6 +1,6 @@
 """The step-by-step gradient of a trajectory against full unrolling and finite differences."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -137,13 +137,12 @@ def test_the_network_in_memory_is_left_alone(setting):
     assert torch.equal(net.vector, before)
 
 
-def test_compiled_it_is_the_same(setting):
-    notes: list[str] = []
-    compiled = soft(setting, Compute(torch.device("cpu"), compile="on", report=notes.append))
+def test_compiled_it_is_the_same(setting, ran):
+    compiled = soft(setting, replace(CPU, compile="on", report=pytest.fail))
+    assert ran == ["forward"] * 2 * STEPS  # a gradient and a product each
     plain = soft(setting)
     for mine, theirs in zip(astuple(compiled), astuple(plain), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
-    assert not notes  # it was compiled
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18", "vit", "frepo_conv"])
