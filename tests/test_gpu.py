@@ -34,9 +34,6 @@ def on_gpu(precision: str = "float32", compile: str = "off") -> Compute:
 def moved(recipe: Recipe, compute: Compute) -> Tensor:
     """By how much two networks, trained one after the other in the memory of one trainer, change
     their logits (2, 50, 4).
-
-    Not their parameters: the gradients of biases in front of a norm are rounding alone, and Adam
-    makes whole steps of it.
     """
     random, start = streams.generator("examples"), SPEC.fresh("start")
     images, targets = (torch.randn(50, *s, generator=random) for s in ((3, 16, 16), (4,)))

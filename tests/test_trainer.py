@@ -334,6 +334,21 @@ def test_trial_runs_of_a_captured_step_leave_no_trace(cpu, monkeypatch, name):
     assert torch.equal(*results)
 
 
+@pytest.mark.skipif(not device._compiler(), reason="no C++ compiler")
+def test_compiled_augmentation_and_update_of_captured_steps_equal_plain_ones(cpu, monkeypatch, ran):
+    monkeypatch.setattr("apm_core.training.trainer.Graphs", TriedGraphs)
+    recipe, results = replace(RECIPE, passes=2, nesterov=True), []
+    captured = replace(cpu, compile="on", graphs=True, report=pytest.fail)
+    for compute in (cpu, captured):
+        one = trainer(compute, recipe)
+        start = one.net.snapshot()
+        one.fit(start, 0)
+        results.append(one.net.vector - start)
+    # of each step, with the four trial runs of each of the two batch sizes
+    assert ran == ["forward", "forward", "backward", "forward"] * (2 * 3 + 2 * 4)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5 * float(results[0].abs().max()))
+
+
 def test_progress_counts_passes_and_shows_the_loss(cpu):
     shown = []
     one = trainer(cpu, replace(RECIPE, batch=COUNT, augment="none"))
