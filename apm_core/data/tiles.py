@@ -69,6 +69,40 @@ class Tiles:
         with torch.enable_grad():
             return torch.autograd.grad(self.decode(leaf), leaf, gradient)[0]
 
+    def step_towards(self, gradient: Tensor) -> Tensor:
+        """The change (N, C, S, S) of stored images by which the decoded ones change as nearly as
+        tiles can, in least squares, by `gradient` (N * t * t, C, S, S).
+
+        It is the gradient that `pull_back` gives, freed of how strongly decoding stretches each
+        direction (a Gauss-Newton step): rates mean what they mean for whole images, and steps do
+        not depend on the space in which tiles are stored.
+        """
+        pulled = self._cut(self.pull_back(gradient))
+        flat = pulled.flatten(1).double()
+        solved = torch.cholesky_solve(flat.T, self._stretch(pulled)).T
+        return self._joined(solved.to(pulled).view(pulled.shape))
+
+    def _stretch(self, tiles: Tensor) -> Tensor:
+        """The Cholesky factor (D, D) of A^T A, where A decodes a tile of D values; float64."""
+        key = (tiles.shape[1:], tiles.device)
+        if key not in self._factors:
+            _, channels, side, _ = tiles.shape
+            values = channels * side**2
+            basis = torch.zeros(values, channels, side * self.factor, side * self.factor)
+            basis[..., :side, :side] = torch.eye(values).view(values, channels, side, side)
+            basis = basis.to(tiles.device)
+            at_zero = self.decode(torch.zeros_like(basis[:1]))[:1]
+            columns = torch.cat(
+                [self.decode(part)[:: self.count] - at_zero for part in basis.split(256)]
+            )
+            matrix = columns.flatten(1).double()
+            self._factors[key] = torch.linalg.cholesky(matrix @ matrix.T)
+        return self._factors[key]
+
+    @cached_property
+    def _factors(self) -> dict[tuple[torch.Size, torch.device], Tensor]:
+        return {}
+
     def _whitening(self, device: torch.device) -> Whitening:
         if device not in self._placed:
             self._placed[device] = self.whitening.to(device)

@@ -10,7 +10,7 @@ from apm_core.methods.movers import Mover, Rows, State, whole
 
 @dataclass(frozen=True)
 class TiledImages(Mover):
-    """Moves the stored images along the gradient of the decoded ones.
+    """Moves the stored images so that the decoded ones follow their gradient as nearly as they can.
 
     A state has both: the method's decoded ones under `NAME`, stored ones under `NAME_stored`.
     """
@@ -36,7 +36,7 @@ class TiledImages(Mover):
     def move(self, state: State, name: str, gradient: Tensor | Rows, index: int) -> State:
         """Move the stored images, and decode them."""
         key, decoded = f"{name}_stored", state[name]
-        pulled = self.tiles.pull_back(whole(gradient.to(decoded.device), decoded))
+        pulled = self.tiles.step_towards(whole(gradient.to(decoded.device), decoded))
         moved = self.inner.move({**state, name: state[key]}, name, pulled, index)
         return {**moved, key: moved[name], name: self.tiles.decode(moved[name])}
 
