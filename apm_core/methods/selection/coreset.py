@@ -44,6 +44,6 @@ class Coreset(OneShot):
         """The pool's networks that rate images, as after `epoch` epochs (None: at the end of their
         training); each is valid until the next.
         """
-        for vector in job.teachers.after(epoch)[: self.settings.networks]:
+        for vector in job.teachers.after(epoch, self.settings.networks):
             job.teachers.net.load(vector)
             yield job.teachers.net
