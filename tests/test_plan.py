@@ -16,7 +16,7 @@ from apm_core.settings.section import laid_over
 from apm_core.settings.training import POOLS
 
 ENTRIES = [*methods(), *ready_entries()]
-BASE = {"distill": {"methods": ENTRIES}}
+BASE = {"distill": {"methods": ENTRIES}, "teachers": {"snapshots": True}}
 STAGES = {"prepare", "distill", "merge", "evaluate", "ceiling", "nas_proxy", "nas_reference", "nas"}
 ALL = STAGES | set(POOLS)
 TRAINED = set(POOLS) | {"distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"}
@@ -96,9 +96,14 @@ def leaves(value: BaseModel, prefix: str = "") -> dict[str, tuple[type[BaseModel
 
 SETTINGS = leaves(RunSettings())
 TABLE = {"nas.reference.table": "t.csv", "nas.reference.column": "c"}
+EXTRA = {  # what has to change together with a key
+    "nas.reference.source": TABLE,
+    **{f"{pool}.snapshots": {"distill.methods": ["apm", "random", "herding"]} for pool in POOLS},
+}
 SPECIAL = {  # values that cannot be guessed from the schema
     "dataset.name": "cifar100",
     "dataset.data_dir": "elsewhere",
+    "teachers.snapshots": False,
     "compute.device": "cpu",
     "distill.methods": ENTRIES[::-1],
     "evaluate.architectures": ["convnet"],
@@ -108,6 +113,7 @@ SPECIAL = {  # values that cannot be guessed from the schema
     "evaluate.plain": [],
     "evaluate.ceiling.architectures": ["convnet", "vit"],
     "methods.apm_plus.teacher_epochs": [1, 2],
+    "methods.cad.window": [4, 10],
     "nas.reference.table": "table.csv",
     "nas.reference.column": "accuracy",
 }
@@ -168,7 +174,7 @@ def changed(changes: dict[str, Any], before: dict[tuple[str, ...], str] = BEFORE
 
 @pytest.mark.parametrize("key", SETTINGS)
 def test_an_edited_key_changes_exactly_its_stages(key):
-    extra = TABLE if key == "nas.reference.source" else {}
+    extra = EXTRA.get(key, {})
     tries = []
     for value in candidates(key):
         try:
@@ -275,7 +281,7 @@ def test_equal_numbers_in_another_spelling_change_nothing():
 def test_a_pool_is_named_by_its_settings():
     plan = edited({})
     assert plan.pool_key("teachers") == edited({"ipc": 10, "teachers.n": 50}).pool_key("teachers")
-    keys = {plan.pool_key("teachers"), edited({"teachers.epochs": 3}).pool_key("teachers")}
+    keys = {plan.pool_key("teachers"), edited({"teachers.epochs": 60}).pool_key("teachers")}
     assert len(keys) == 2 and all(len(key) == 10 for key in keys)
 
 

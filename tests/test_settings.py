@@ -83,7 +83,7 @@ def test_presets_are_valid_and_named_as_their_result(path):
 
 @pytest.mark.parametrize("name", methods())
 def test_every_method_takes_its_default_settings(name):
-    settings = RunSettings.of({"distill": {"methods": [name]}})
+    settings = RunSettings.of({"distill": {"methods": [name]}, "teachers": {"snapshots": True}})
     method = library.build(Plan(settings).distill(name))
     assert method.key("batch") == f"methods.{name}.batch"
 
@@ -247,6 +247,14 @@ def test_settings_load_without_torch():
         (
             {"distill.methods": ["apm_plus"], "aligned_teachers.epochs": 3},
             "methods.apm_plus.teacher_epochs: it needs networks as after epoch 4, beyond aligned",
+        ),
+        (
+            {"distill.methods": ["cad"], "teachers": {"epochs": 11, "snapshots": True}},
+            "methods.cad.window: it needs networks as after epoch 12, beyond teachers.epochs: 11:",
+        ),
+        (
+            {"distill.methods": ["herding", {"name": "early", "method": "el2n"}]},
+            "methods.early.epoch: it needs networks as after epoch 10: set teachers.snapshots:",
         ),
         (
             {"evaluate.overrides": {"alexnet": {"epochs": 3}}},

@@ -73,6 +73,13 @@ def test_snapshots_run_from_the_initial_to_the_final_parameters(teachers, teache
         assert len(np.unique(kept.reshape(6, -1), axis=0)) == 6
 
 
+def test_snapshots_of_the_first_teachers_are_read_alone(teachers):
+    first = teachers.after(1, 2)
+    assert [list(one.arrays._read) for one in teachers.artifacts][1] == ["parameters"]
+    assert len(first) == 2 and all(map(torch.equal, first, teachers.after(1)))
+    assert torch.equal(teachers.after(None, 3), teachers.vectors[:3])
+
+
 def test_snapshots_are_left_out_unless_asked_for(teachers, teacher_settings, digits, cpu, tmp_path):
     settings = teacher_settings.changed({"training": {"snapshots": False}})
     found = train_group(tmp_path / "a", settings, [1], digits, Run(cpu))

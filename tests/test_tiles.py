@@ -213,7 +213,15 @@ def test_a_shard_of_tiles_that_is_killed_and_resumed_has_the_same_bits(
 
 def test_every_method_with_rounds_can_keep_its_images_as_tiles():
     names = sorted(known_methods())
-    plan = Plan(RunSettings.of({"distill": {"methods": names, "tiles": 2}, "ipc": 10}))
+    plan = Plan(
+        RunSettings.of(
+            {
+                "distill": {"methods": names, "tiles": 2},
+                "ipc": 10,
+                "teachers": {"snapshots": True},
+            }
+        )
+    )
     for name in names:
         settings = plan.distill(name)
         assert settings.tiles == 2 and "tiles" not in settings.options

@@ -21,7 +21,7 @@ class MethodSettings(Section):
         labels_of: who labels its images: "pool", its teachers when the shards are merged;
             "classes", the class indices; "own", the method itself.
         trains: whether networks run while it distils, so that recipe, architecture and precision
-            decide its result.
+            decide its result; those that only look at images in plain float32 do not count.
     """
 
     implementation: ClassVar[str]

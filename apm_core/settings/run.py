@@ -182,12 +182,15 @@ class RunSettings(Section):
                     raise ConfigError(f"config: nas.reference.{key}: needed with source: table")
 
     def _require_epochs(self, entry: Entry) -> None:
-        """Raise ConfigError when `entry` needs epochs beyond the training of its pool."""
+        """Raise ConfigError when `entry` needs epochs that its pool does not keep or reach."""
         for key, last in entry.settings.epochs_needed.items():
-            pool = entry.settings.pool
-            if last > self.pools[pool].epochs:
+            name = entry.settings.pool
+            pool = self.pools[name]
+            needs = f"config: methods.{entry.name}.{key}: it needs networks as after epoch {last}"
+            if last > pool.epochs:
                 raise ConfigError(
-                    f"config: methods.{entry.name}.{key}: it needs networks as after epoch {last},"
-                    f" beyond {pool}.epochs: {self.pools[pool].epochs}: lower the one or raise the"
+                    f"{needs}, beyond {name}.epochs: {pool.epochs}: lower the one or raise the"
                     " other"
                 )
+            if not pool.snapshots:
+                raise ConfigError(f"{needs}: set {name}.snapshots: true")

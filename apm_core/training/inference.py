@@ -1,6 +1,6 @@
 """What a trained network says: its predictions, its accuracy, its cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,12 +29,30 @@ def forward_flops(net: FlatNet, image: Sequence[int], compute: Compute) -> float
 @torch.no_grad()
 def logits(net: FlatNet, images: Images, compute: Compute, *, batch: int = 1000) -> Tensor:
     """Predictions (N, C) float32 of `net` in evaluation mode, on the device."""
+    return _outputs(net, net.module, images, compute, batch)
+
+
+@torch.no_grad()
+def embeddings(net: FlatNet, images: Images, compute: Compute, *, batch: int = 1000) -> Tensor:
+    """What the head of `net` reads, (N, D) float32, on the device; where the network has no
+    `embed`, its predictions.
+    """
+    return _outputs(net, getattr(net.module, "embed", net.module), images, compute, batch)
+
+
+def _outputs(
+    net: FlatNet,
+    function: Callable[[Tensor], Tensor],
+    images: Images,
+    compute: Compute,
+    batch: int,
+) -> Tensor:
     net.module.eval()
     parts = []
     for at in range(0, len(images), batch):
         index = torch.arange(at, min(at + batch, len(images)), device=compute.device)
         with compute.autocast():
-            parts.append(net.module(images[index]).float())
+            parts.append(function(images[index]).float())
     return torch.cat(parts)
 
 

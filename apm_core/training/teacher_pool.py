@@ -1,7 +1,8 @@
 """A pool of networks trained on the full data, as distillation and labelling use it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +63,18 @@ class TeacherPool:
 
         Raises ConfigError for a pool without them.
         """
+        return list(self._trajectories())
+
+    def _trajectories(self) -> Iterator[Tensor]:
+        """The same, each group read when it is its turn."""
         for artifact in self.artifacts:
             if "snapshots" not in artifact.arrays:
                 raise ConfigError(
                     f"{artifact.path}: holds no trajectories: distil from the experts, not from"
                     " the teachers"
                 )
-        return [torch.from_numpy(artifact.arrays["snapshots"]) for artifact in self.artifacts]
+        for artifact in self.artifacts:
+            yield torch.from_numpy(artifact.arrays["snapshots"])
 
     def require_epochs(self, epochs: Sequence[int], key: str) -> None:
         """Raise ConfigError, naming `key`, unless the pool has snapshots after `epochs`."""
@@ -88,11 +94,14 @@ class TeacherPool:
         self.net.load(self.after(epoch)[index])
         return self.net
 
-    def after(self, epoch: int | None) -> Sequence[Tensor]:
-        """The parameters (P,) of every teacher after `epoch` epochs or (None) at the end."""
+    def after(self, epoch: int | None, first: int | None = None) -> Sequence[Tensor]:
+        """The parameters (P,) of every teacher, or of the `first` ones, after `epoch` epochs or
+        (None) at the end. Files that hold only snapshots of others are not read.
+        """
         if epoch is None:
-            return self.vectors
-        return [member[epoch] for group in self.trajectories for member in group]
+            return self.vectors[:first]
+        members = (member[epoch] for group in self._trajectories() for member in group)
+        return list(islice(members, first))
 
     def logits(
         self,

@@ -63,8 +63,10 @@ class APMPlusSettings(APMSettings):
     @property
     def epochs_needed(self) -> dict[str, int]:
         """The last epochs of the teachers of the images and of the labels."""
-        last = max(self.teacher_epochs or [0])
-        return {"teacher_epochs": last, "label_epoch": self.label_epoch or 0}
+        needed = {"label_epoch": self.label_epoch}
+        if self.teacher_epochs:
+            needed = {"teacher_epochs": max(self.teacher_epochs), **needed}
+        return {key: last for key, last in needed.items() if last is not None}
 
 
 METHODS = {"apm": APMSettings(), "apm_plus": APMPlusSettings()}

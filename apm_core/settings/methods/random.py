@@ -1,15 +1,14 @@
-"""Settings of random real images."""
+"""Settings of real images: what all selections of them have, and random ones."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from apm_core.settings.method import LabelledByPool, LabelsOf, MethodSettings
 from apm_core.settings.section import setting
 
 
-class RandomSettings(LabelledByPool, MethodSettings):
-    """Random real images: what every method has to beat."""
+class RealImagesSettings(LabelledByPool, MethodSettings):
+    """What every selection of real images has."""
 
-    implementation: ClassVar[str] = "selection.random_real:RandomReal"
     trains: ClassVar[bool] = False
 
     labels: Literal["teacher", "mean", "classes"] | None = setting(
@@ -22,11 +21,15 @@ class RandomSettings(LabelledByPool, MethodSettings):
         return "classes" if self.labels == "classes" else "pool"
 
 
-METHODS = {"random": RandomSettings()}
-ENTRIES = {
-    "random_hard": {
-        "method": "random",
-        "labels": "classes",
-        "recipe": {"loss": "ce", "lr": 0.01, "drop_momentum": True},
-    }
+class RandomSettings(RealImagesSettings):
+    """Random real images: what every method has to beat."""
+
+    implementation: ClassVar[str] = "selection.random_real:RandomReal"
+
+
+HARD: dict[str, Any] = {  # what an entry with class labels says
+    "labels": "classes",
+    "recipe": {"loss": "ce", "lr": 0.01, "drop_momentum": True},
 }
+METHODS = {"random": RandomSettings()}
+ENTRIES = {"random_hard": {"method": "random", **HARD}}
