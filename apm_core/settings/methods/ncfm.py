@@ -23,7 +23,7 @@ class NCFMSettings(FeatureSettings):
         4096, "at which characteristic functions are compared; paper: 1024"
     )
     amplitude: AtLeast = setting(0.5, "weight of the squared difference of amplitudes")
-    phase: AtLeast = setting(0.5, "weight of that of phases, times the amplitudes")
+    phase: AtLeast = setting(0.5, "weight of the difference of phases, which amplitudes scale")
     sampler: bool = setting(
         False, "true: frequencies of a network that ascends the distance; false: random ones"
     )
