@@ -68,37 +68,48 @@ class InterpolatedFeatures(Method):
         random = streams.generator(*stream, "teacher")
         member = int(torch.randint(len(pool), (), generator=random))
         share = float(torch.rand((), generator=random))
-        rows = [
-            torch.nonzero(state["classes"] == c).flatten() for c in range(len(self.real.members))
-        ]
-        gradient = torch.zeros_like(state["images"])
-        matched, calibrated = torch.zeros(2, device=gradient.device)
-        of_others = [torch.zeros_like(other) for other in others]
-
         self.net.load(torch.lerp(pool.vectors[member], pool.before(member), share))
-        for c, own in enumerate(rows):
+        gradient = torch.zeros_like(state["images"])
+        total = torch.zeros((), device=gradient.device)
+        of_others = [torch.zeros_like(other) for other in others]
+        for c, rows in enumerate(self._rows(state)):
             draws = self._draws(*stream, c)
             with torch.no_grad():
                 real = self.real.draw(c, self.settings.batch_real, *stream)
                 real = self._embedded(augmented(real, draws))
-            leaf = state["images"][own].requires_grad_()
+            leaf = state["images"][rows].requires_grad_()
             term = distance(real, self._embedded(augmented(leaf, draws)))
-            gradient[own], *found = torch.autograd.grad(term, (leaf, *others))
-            for total, part in zip(of_others, found, strict=True):
-                total += part
-            matched += term.detach()
-
-        weight = self.settings.calibration
-        pool.load(member)
-        for c, own in enumerate(rows if weight else ()):
-            leaf = state["images"][own].requires_grad_()
-            with self.job.compute.autocast():
-                logits = self.net(augmented(leaf, self._draws(*stream, "calibration", c)))
-            term = F.cross_entropy(logits.to(leaf.dtype), state["classes"][own])
-            gradient[own] += weight * torch.autograd.grad(term, leaf)[0]
-            calibrated += term.detach()
-        figures = {"distance": float(matched), "calibration": float(calibrated)}
+            gradient[rows], *found = torch.autograd.grad(term, (leaf, *others))
+            for summed, part in zip(of_others, found, strict=True):
+                summed += part
+            total += term.detach()
+        figures = {"distance": float(total)}
+        if self.settings.calibration:
+            pool.load(member)
+            calibration, own = self._calibrated(state, *stream, "calibration")
+            figures["calibration"] = float(calibration)
+            gradient += self.settings.calibration * own
         return figures, gradient, of_others
+
+    def _calibrated(self, state: State, *stream: streams.Key) -> tuple[Tensor, Tensor]:
+        """The loaded network's cross-entropy on the images, summed over classes, and its gradient
+        in the images.
+        """
+        gradient = torch.zeros_like(state["images"])
+        total = torch.zeros((), device=gradient.device)
+        for c, rows in enumerate(self._rows(state)):
+            leaf = state["images"][rows].requires_grad_()
+            with self.job.compute.autocast():
+                logits = self.net(augmented(leaf, self._draws(*stream, c)))
+            term = F.cross_entropy(logits.to(leaf.dtype), state["classes"][rows])
+            gradient[rows] = torch.autograd.grad(term, leaf)[0]
+            total += term.detach()
+        return total, gradient
+
+    def _rows(self, state: State) -> list[Tensor]:
+        """The rows of the images of each class."""
+        classes = range(self.job.spec.shape.classes)
+        return [torch.nonzero(state["classes"] == c).flatten() for c in classes]
 
     def _draws(self, *stream: streams.Key) -> list[augment.Draw | None]:
         """One draw of every group of `augment`, each the same for all images that get it."""
