@@ -14,7 +14,7 @@ from apm_core.runtime.run import Run
 from apm_core.settings.stages import PoolSettings
 from apm_core.training.inference import accuracy
 from apm_core.training.recipe import teacher_recipe
-from apm_core.training.teacher_pool import KIND
+from apm_core.training.teacher_pool import KIND, initial
 from apm_core.training.trainer import Trainer
 
 
@@ -47,7 +47,7 @@ def train_group(
         def show(done: int, total: int, figures: dict[str, float]) -> None:
             run.progress(len(earlier) * total + done, len(members) * total, figures)
 
-        start = spec.fresh(seed, "teacher", member, "weights")
+        start = initial(spec, seed, member)
         keep = range(recipe.passes) if training.snapshots else ()
         kept = trainer.fit(start, seed, "teacher", member, keep=keep, progress=show, part=part)
         return {

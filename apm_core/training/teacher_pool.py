@@ -21,6 +21,11 @@ from apm_core.training.inference import logits
 KIND = "teachers"
 
 
+def initial(spec: Spec, seed: int, member: int) -> Tensor:
+    """The parameters (P,), on the CPU, that teacher `member` of a pool of `seed` begins with."""
+    return spec.fresh(seed, "teacher", member, "weights")
+
+
 @dataclass(frozen=True)
 class TeacherPool:
     """Trained networks of one architecture; one network in memory serves them all."""
@@ -102,6 +107,12 @@ class TeacherPool:
             return self.vectors[:first]
         members = (member[epoch] for group in self._trajectories() for member in group)
         return list(islice(members, first))
+
+    def before(self, index: int) -> Tensor:
+        """The parameters (P,) of teacher `index` before its training, drawn again; on the CPU."""
+        members = [(group, member) for group in self.artifacts for member in group.info["members"]]
+        group, member = members[index]
+        return initial(self.spec, group.settings["seed"], member)
 
     def logits(
         self,
