@@ -162,5 +162,5 @@ def test_other_networks_equal_full_unrolling(name):
             net, start, target, steps, images, logits, rate, loss_of("soft_ce")
         )
     expected = (value, *gradients)
-    for mine, theirs in zip(astuple(found), expected, strict=True):
+    for mine, theirs in zip(astuple(found)[:4], expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8 * float(theirs.norm()))

@@ -64,6 +64,7 @@ class Match:
     images: Tensor  # as the images
     targets: Tensor | None  # as the labels, where they are learned
     rate: Tensor  # 0-d
+    end: Tensor  # (P,) parameters there
 
 
 class Trajectory:
@@ -171,7 +172,7 @@ class Trajectory:
                 v = v - rate * others.pop(0)
             if by_targets is not None:
                 by_targets.index_add_(0, step.index, others.pop(0), alpha=-float(rate))
-        return Match(value, by_images, by_targets, by_rate)
+        return Match(value, by_images, by_targets, by_rate, thetas[-1])
 
     def match(
         self,
