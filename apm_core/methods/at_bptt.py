@@ -11,8 +11,8 @@ the stage of the distillation:
 - late: the size is W - d, and t is T less the size and less a draw from softmax(g), at least 0.
 
 A window is kept for a period of rounds. Where the mean accuracy on the real images of the rounds
-gains too little for so many periods in a row, the next stage begins. The state's `policy` has all
-of this that one round leaves to the next.
+gains too little for so many periods in a row (published: 0.15 T, then 0.125 T), the next stage
+begins. The state's `policy` has all of this that one round leaves to the next.
 
 Deviations from the published code, apart from those of `bptt.py`: W is that of the settings (there,
 each window's size takes the place of W, so that it drifts, and grows without end in the middle
