@@ -16,6 +16,7 @@ from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
+from apm_core.settings.names import names_in
 from apm_core.settings.plan import Plan
 from apm_core.settings.run import RunSettings
 from apm_core.settings.stages import PoolSettings
@@ -40,6 +41,19 @@ def test_the_score_is_the_norm_of_the_gradient_of_one_image():
         parts = torch.autograd.grad(loss, list(net.module.parameters()), materialize_grads=True)
         norm = sum(float(part.square().sum()) for part in parts) ** 0.5
         assert float(found[row]) == pytest.approx(norm, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", names_in("nets.architectures"))
+def test_every_architecture_can_score(name, cpu):
+    spec = Spec(name, Shape(3, 32, 4), 8 if name in ("convnet", "resnet18") else None)
+    net = spec.network(cpu.device)
+    net.load(spec.fresh("score"))
+    images = torch.randn(2, 3, 32, 32, generator=streams.generator("score"))
+    given = Examples(images, torch.tensor([1, 3]))
+    found = gradient_norms(net, given)
+    for row in range(2):
+        loss = F.cross_entropy(net(images[row : row + 1]), given.targets[row : row + 1])
+        assert float(found[row]) == pytest.approx(float(net.gradient(loss).norm()), rel=1e-3)
 
 
 @pytest.mark.parametrize(

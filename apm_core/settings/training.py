@@ -91,7 +91,7 @@ class Curriculum(Section):
     drop: BelowOne = setting(0.1, "share of each class's images")
     drop_more_after: Index = setting(60, "epoch after which the share is `drop_more`")
     drop_more: BelowOne = setting(0.2, "share of each class's images")
-    networks: Count = setting(10, "networks that judge the images")
+    networks: Count = setting(10, "networks that judge the images, trained by each job")
     epochs: Count = setting(10, "passes over the training split that each of them has done")
 
 

@@ -6,17 +6,18 @@ networks early in training (GraNd, Definition 2.1). Li et al., "Prioritize Align
 Distillation", arXiv:2408.03360, 2024 (PAD), train experts on the easiest images first, and without
 them in the end.
 
-Deviations from the published code of PAD: it reads GraNd scores from a file, made by networks that
-are not described and of the last layer's gradient; here each job trains its own scoring networks,
-on the same random streams, so that all jobs have the same scores. A pass over a part of the images
-leaves out, at random, those that fill no batch of the usual sizes (published: a shorter last
-batch).
+Deviations from the published code of PAD: it reads the order by GraNd from a file that was made
+with DeepCore, which takes the gradient of the last layer, by networks that are not described; here
+each job trains networks to score by, on the same random streams, so that all jobs have the same
+scores. A pass over a part of the images leaves out, at random, those that fill no batch of the
+usual sizes (published: a shorter last batch).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apm_core.data.examples import Examples
 from apm_core.errors import ConfigError
@@ -41,7 +42,9 @@ def gradient_norms(net: FlatNet, examples: Examples) -> Tensor:
 
     count, device = len(examples.targets), examples.targets.device
     rows = torch.arange(count, device=device).split(TOGETHER)
-    return torch.cat([vmap(norm)(examples.images[r], examples.targets[r]) for r in rows]).cpu()
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no vmap
+        found = [vmap(norm)(examples.images[r], examples.targets[r]) for r in rows]
+    return torch.cat(found).cpu()
 
 
 def taught(plan: Curriculum, epoch: int, count: int) -> slice:
