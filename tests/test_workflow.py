@@ -242,6 +242,29 @@ def test_methods_that_match_flat_experts_bring_their_own_labels_and_rate(finishe
         assert found.recipe.lr != 0.01 and found.recipe.lr > 0
 
 
+def test_ordered_experts_and_windows_that_adapt_run_in_the_pipeline(finished):
+    settings = {
+        "distill": {"methods": ["pad", "at_bptt"]},
+        "ordered_experts": {
+            **{"n": 2, "per_job": 1, "epochs": 2},
+            "curriculum": {"networks": 1, "epochs": 1, "all_from": 1},
+        },
+        "methods": {
+            "pad": {
+                **{"steps": 2, "expert_epochs": 1, "start_below_first": 1, "start_below": 2},
+                "rounds": 3,
+            },
+            "at_bptt": {"rounds": 3, "before": 3, "window": 2, "spread": 1, "period": 2},
+        },
+    }
+    sets = {name: f"results/digits_ipc10.{name}.zarr.zip" for name in ("pad", "at_bptt")}
+    run(finished, "--", *sets.values(), settings=settings)
+    for path in sets.values():
+        found = load(finished / path)
+        assert found.targets.shape == (100, 10) and found.recipe.loss == "soft_ce"
+        assert found.recipe.lr != 0.01 and found.recipe.lr > 0
+
+
 def copy_inputs(finished: Path, folder: Path) -> None:
     """What a shard is distilled from, made by the finished run."""
     work = finished / "work/digits"

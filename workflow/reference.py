@@ -54,7 +54,7 @@ def page() -> str:
         if name == "methods":
             parts += [METHODS, *_methods()]
         elif isinstance(value, Pool) and not isinstance(value, Teachers):
-            parts.append(_pool(name, value))
+            parts += _pool(name, value)
         elif isinstance(value, Section):
             parts += [f"## {name}", _doc(type(value)), *_tables(type(value), value)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -113,11 +113,15 @@ def _doc(kind: type[Section]) -> str:
     return inspect.cleandoc(kind.__doc__ or "")
 
 
-def _pool(name: str, pool: Pool) -> str:
-    return (
+def _pool(name: str, pool: Pool) -> Iterator[str]:
+    yield (
         f"## {name}\n\nAs [teachers](#teachers), of their architecture, with these defaults:"
         f" {_differences(pool, Pool())}."
     )
+    for key in type(pool).model_fields.keys() - Pool.model_fields.keys():
+        inner = getattr(pool, key)
+        yield f"{key}: {_doc(type(inner))}"
+        yield _table(type(inner), inner, prefix=f"{key}.")
 
 
 def _methods() -> Iterator[str]:
@@ -136,7 +140,7 @@ def _methods() -> Iterator[str]:
 
 
 def _differences(value: Section, base: Section) -> str:
-    pairs = ((key, getattr(value, key), getattr(base, key)) for key in type(value).model_fields)
+    pairs = ((key, getattr(value, key), getattr(base, key)) for key in type(base).model_fields)
     return ", ".join(f"`{key}: {_text(own)}`" for key, own, other in pairs if own != other)
 
 

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value
 
+from apm_core.data.examples import Examples
 from apm_core.methods.base import Job, Method, Shard, Update, require_batch, require_loss
 from apm_core.methods.matching.experts import figures_of, inner_training
-from apm_core.methods.matching.trajectory import End, InnerTraining
+from apm_core.methods.matching.trajectory import End, InnerTraining, Match, Step
 from apm_core.methods.movers import Adam, State
 from apm_core.runtime import streams
 from apm_core.settings.methods.bptt import BPTTSettings
@@ -71,6 +72,7 @@ class BPTT(Method):
     def attach(self, job: Job) -> None:
         """Load the real images, and compile the inner training and the loss on real images."""
         self.job, compute, net = job, job.compute, job.spec.network(job.compute.device)
+        self.net = net
         self.training = inner_training(job, self.inner, soft_ce, learn_targets=True)
         self.real = job.data.examples("train", compute)
 
@@ -87,19 +89,40 @@ class BPTT(Method):
         self.judge = compute.compiled(judge, flops=flops, steps=job.rounds, fuses=net.fuses)
 
     def step(self, state: State, index: int) -> Update:
-        """Train a fresh network, and differentiate its loss on real images."""
-        stream, images = (*self.job.stream, index), state["images"]
-        steps = self.inner.draw(len(images), images.device, *stream)
-        random = streams.generator(*stream, "window")
+        """Train a fresh network, and differentiate its loss on real images through a window of the
+        steps that ends at random.
+        """
+        random = streams.generator(*self.job.stream, index, "window")
         first = int(torch.randint(self.settings.before + 1, (), generator=random))
-        learned = (images, state["targets"], state["log_rate"].exp())
-        start = self.job.spec.fresh(*stream, "network").to(images)
-        start = self.training.train(start, steps[:first], *learned)[-1]
-        window = steps[first : first + self.settings.window]
-        match = self.training.differentiate(start, self._end(*stream), window, *learned)
-        by_log_rate = match.rate * state["log_rate"].exp()
-        gradients = {"images": match.images, "targets": match.targets, "log_rate": by_log_rate}
-        return Update({**figures_of(match), "rate": float(state["log_rate"].exp())}, gradients)
+        return self.update(state, self.match(state, index, first, self.settings.window))
+
+    def match(self, state: State, index: int, first: int, window: int) -> Match:
+        """The loss on real images of the fresh network of round `index` after `first + window`
+        steps, differentiated through the last `window`.
+        """
+        steps = self.steps(state, index)
+        start = self.training.train(self.fresh(state, index), steps[:first], *learned(state))[-1]
+        last = steps[first : first + window]
+        return self.training.differentiate(start, self._end(index), last, *learned(state))
+
+    def steps(self, state: State, *stream: streams.Key) -> list[Step]:
+        """All steps of the training of round `stream`."""
+        images = state["images"]
+        return self.inner.draw(len(images), images.device, *self.job.stream, *stream)
+
+    def fresh(self, state: State, *stream: streams.Key) -> Tensor:
+        """The initial parameters (P,) of the network of round `stream`."""
+        return self.job.spec.fresh(*self.job.stream, *stream, "network").to(state["images"])
+
+    def update(self, state: State, match: Match) -> Update:
+        """The figures of a round, and the gradients of what is learned."""
+        rate = state["log_rate"].exp()
+        gradients = {
+            "images": match.images,
+            "targets": match.targets,
+            "log_rate": match.rate * rate,
+        }
+        return Update({**figures_of(match), "rate": float(rate)}, gradients)
 
     def finish(self, state: State) -> Shard:
         """The images with their label logits and the learned rate."""
@@ -107,12 +130,21 @@ class BPTT(Method):
         rate = float(state["log_rate"].exp())
         return Shard(shard.images, shard.classes, state["targets"].cpu(), rate)
 
-    def _end(self, *stream: streams.Key) -> End:
-        """The cross-entropy of parameters (P,) on a batch of real images, and its gradient."""
-        real = self.real.some(self.settings.batch_real, *stream, "real")
+    def real_batch(self, index: int) -> Examples:
+        """The real images of round `index`."""
+        return self.real.some(self.settings.batch_real, *self.job.stream, index, "real")
+
+    def _end(self, index: int) -> End:
+        """The cross-entropy of parameters (P,) on the real images of a round, and its gradient."""
+        real = self.real_batch(index)
 
         def end(theta: Tensor) -> tuple[Tensor, Tensor]:
             gradient, loss = self.judge(theta, real.images, real.targets)
             return loss, gradient
 
         return end
+
+
+def learned(state: State) -> tuple[Tensor, Tensor, Tensor]:
+    """What a training reads of the state: images, label logits and learning rate."""
+    return state["images"], state["targets"], state["log_rate"].exp()

@@ -24,7 +24,13 @@ from apm_core.settings.stages import (
     PrepareSettings,
     RankingSettings,
 )
-from apm_core.settings.training import Network, PoolName, PoolTraining, RecipeSettings
+from apm_core.settings.training import (
+    Network,
+    OrderedTraining,
+    PoolName,
+    PoolTraining,
+    RecipeSettings,
+)
 
 ALGORITHM = {
     "prepare": 2,
@@ -118,8 +124,10 @@ class Plan:
 
     def pool(self, name: PoolName) -> PoolSettings:
         """The settings of a job that trains networks of pool `name`."""
+        pool = self.settings.pools[name]
+        kind = OrderedTraining if isinstance(pool, OrderedTraining) else PoolTraining
         return PoolSettings(
-            training=_part(self.settings.pools[name], PoolTraining),
+            training=_part(pool, kind),
             network=self._network(self.settings.teachers.network),
             **self._common("teachers", precision=True),
         )

@@ -15,7 +15,7 @@ from apm_core.settings.names import names_in
 from apm_core.settings.product import Product
 from apm_core.settings.schema import check, hint
 from apm_core.settings.section import Count, Index, Section, laid_over, setting
-from apm_core.settings.training import POOLS, Pool, RecipeSettings, Teachers
+from apm_core.settings.training import POOLS, OrderedPool, Pool, RecipeSettings, Teachers
 
 ENTRY_NAME = r"[a-z][a-z0-9_]*"
 RESERVED = ("whitening",)  # results/{dataset}.whitening.zarr.zip is no set
@@ -92,6 +92,7 @@ class RunSettings(Section):
     aligned_teachers: Pool = POOLS["aligned_teachers"]
     experts: Pool = POOLS["experts"]
     flat_experts: Pool = POOLS["flat_experts"]
+    ordered_experts: OrderedPool = POOLS["ordered_experts"]
     recipe: RecipeSettings = RecipeSettings()
     distill: Distill = Distill()
     methods: Methods = Methods()

@@ -14,7 +14,7 @@ from apm_core.settings.method import MethodSettings, methods
 from apm_core.settings.product import Product
 from apm_core.settings.section import Section
 from apm_core.settings.text import canonical, fingerprint
-from apm_core.settings.training import Network, PoolTraining, RecipeSettings
+from apm_core.settings.training import Network, OrderedTraining, PoolTraining, RecipeSettings
 
 
 class StageSettings(Section):
@@ -52,7 +52,7 @@ class PrepareSettings(StageSettings):
 class PoolSettings(StageSettings):
     """Settings of a job that trains networks of a pool, whose size does not affect the job."""
 
-    training: PoolTraining
+    training: PoolTraining | OrderedTraining
     network: Network
     precision: Precision = "auto"
 

@@ -80,10 +80,35 @@ class PoolTraining(Section):
     alpha: AtLeast = setting(0.0, "share of the gradient across that of the radius to take away")
 
 
+class Curriculum(Section):
+    """Which images an epoch, counted from 0, trains on: by the gradient norms of young networks."""
+
+    easiest: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.75, "share of each class's images in epoch 0, the easiest; it grows linearly"
+    )
+    all_from: Count = setting(20, "epoch from which on all images are trained on")
+    drop_after: Index = setting(40, "epoch after which the share `drop`, the easiest, is left out")
+    drop: BelowOne = setting(0.1, "share of each class's images")
+    drop_more_after: Index = setting(60, "epoch after which the share is `drop_more`")
+    drop_more: BelowOne = setting(0.2, "share of each class's images")
+    networks: Count = setting(10, "networks that judge the images, trained by each job")
+    epochs: Count = setting(10, "passes over the training split that each of them has done")
+
+
+class OrderedTraining(PoolTraining):
+    """How networks are trained on images in the order of their difficulty."""
+
+    curriculum: Curriculum = Curriculum()
+
+
 class Pool(PoolTraining):
     """A pool of networks trained on the full data, of the architecture of `teachers`."""
 
     n: Count = setting(100, "networks in the pool, a multiple of per_job")
+
+
+class OrderedPool(OrderedTraining, Pool):
+    """A pool of networks trained on images in the order of their difficulty."""
 
 
 class Teachers(Network, Pool):
@@ -97,6 +122,9 @@ POOLS: dict[str, Pool] = {  # by name: the pools that methods distil from, with 
         epochs=50, lr=0.01, momentum=0.0, weight_decay=0.0, drop_at=1.0, snapshots=True
     ),
     "flat_experts": Pool(
+        lr=0.01, momentum=0.0, weight_decay=0.0, drop_at=1.0, snapshots=True, rho=0.01, alpha=0.3
+    ),
+    "ordered_experts": OrderedPool(
         lr=0.01, momentum=0.0, weight_decay=0.0, drop_at=1.0, snapshots=True, rho=0.01, alpha=0.3
     ),
 }

@@ -27,6 +27,11 @@ from apm_core.training.optimizers import Moments, adam_
 from apm_core.training.recipe import Recipe
 
 SMALLEST_NORM = 1e-12
+Among = Callable[[int], Tensor | None]  # examples (n,) int64 of a pass by its index; None: all
+
+
+def everything(_: int) -> None:
+    """All examples, in every pass."""
 
 
 class Rows:
@@ -45,16 +50,19 @@ class Rows:
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
 
     def fill(self, order: Tensor, random: torch.Generator) -> list[str | None]:
-        """Take the batches of a pass, examples (steps * size,), and draw an augmentation for each
-        step; returns its group by step.
+        """Take the batches of a pass, examples (n * size,) for n <= steps, and draw an augmentation
+        for each step; returns its group by step.
         """
-        _upload(order.view(self.steps, self.size), self.order)
+        n = len(order) // self.size
+        if not n:
+            return []
+        _upload(order.view(n, self.size), self.order[:n])
         self.position.zero_()
-        draws = [augment.draw(self.strategy, self.size, random) for _ in range(self.steps)]
+        draws = [augment.draw(self.strategy, self.size, random) for _ in range(n)]
         if not self.names:
-            return [None] * self.steps
-        _upload(torch.stack([drawn.uniform for drawn in draws]), self.uniform)
-        _upload(torch.tensor([self.names.index(drawn.group) for drawn in draws]), self.group)
+            return [None] * n
+        _upload(torch.stack([drawn.uniform for drawn in draws]), self.uniform[:n])
+        _upload(torch.tensor([self.names.index(drawn.group) for drawn in draws]), self.group[:n])
         return [drawn.group for drawn in draws]
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,11 +142,15 @@ class Trainer:
         *stream: streams.Key,
         lr: float | None = None,
         keep: Collection[int] = (),
+        among: Among = everything,
         progress: Progress = silent,
         part: Part | None = None,
     ) -> list[Tensor]:
         """Train from `start` (P,); returns the parameters after each pass index in `keep`, in
         order.
+
+        A pass over some of the examples, by `among`, has as many batches of the sizes of a pass
+        over all as fit, and leaves out the rest of them.
 
         Afterwards `self.net` holds the trained network. `stream` names the random order and
         augmentation; `lr` takes the place of the recipe's. With `part`, an unfinished training is
@@ -157,7 +169,7 @@ class Trainer:
                 if index == recipe.drop and recipe.drop_momentum:
                     self._rest()
                 self.rate.fill_(recipe.rate(index))
-                loss = self._one_pass(*stream, index)
+                loss = self._one_pass(among(index), *stream, index)
                 if index in keep:
                     snapshots.append(net.snapshot())
                 last = index + 1 == recipe.passes
@@ -208,17 +220,21 @@ class Trainer:
         self.net.module.eval()
         return seconds * self.recipe.passes
 
-    def _one_pass(self, *stream: streams.Key) -> Tensor:
-        """One pass over the examples; returns the mean loss of its batches, 0-d, on the device."""
+    def _one_pass(self, among: Tensor | None, *stream: streams.Key) -> Tensor:
+        """One pass over the examples, or over those `among`; returns the mean loss of its batches,
+        0-d, on the device.
+        """
         random = streams.generator(*stream)
-        order = torch.randperm(len(self.examples.targets), generator=random)
+        count = len(self.examples.targets if among is None else among)
+        order = torch.randperm(count, generator=random)
+        order = order if among is None else among[order]
         self.loss_sum.zero_()
         at = steps = 0
         for rows in self.rows:
-            many = rows.size * rows.steps
-            for group in rows.fill(order[at : at + many], random):
+            n = min(rows.steps, (count - at) // rows.size)
+            for group in rows.fill(order[at : at + n * rows.size], random):
                 self._play(rows, group)
-            at, steps = at + many, steps + rows.steps
+            at, steps = at + n * rows.size, steps + n
         return self.loss_sum / steps
 
     def _play(self, rows: Rows, group: str | None) -> None:

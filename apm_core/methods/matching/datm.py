@@ -48,6 +48,7 @@ class DATM(Method):
                 f" and start_below: {last} leave no epoch to start from: the first must be"
                 " below the second, and the second at most the third"
             )
+        self.skip = 0  # parameters, the first, that the distance leaves out
         self.inner = InnerTraining(settings.steps, settings.batch, recipe.augment)
         labels = Momentum(settings.lr_labels, momentum=settings.momentum_labels)
         self.movers = {**movers_of(settings), "targets": labels}
@@ -88,7 +89,7 @@ class DATM(Method):
         start, target = self.experts.piece(self.epochs(index), *stream)
         steps = self.inner.draw(len(images), images.device, *stream)
         targets, rate = state["targets"], state["rate"]
-        match = self.training.match(start, target, steps, images, targets, rate)
+        match = self.training.match(start, target, steps, images, targets, rate, self.skip)
         figures = {**figures_of(match), "rate": float(rate)}
         if figures["match"] > self.settings.threshold:
             return Update({**figures, "gradient": 0.0})  # whatever it is, it is not used

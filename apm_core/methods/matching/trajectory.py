@@ -64,6 +64,7 @@ class Match:
     images: Tensor  # as the images
     targets: Tensor | None  # as the labels, where they are learned
     rate: Tensor  # 0-d
+    end: Tensor  # (P,) parameters there
 
 
 class Trajectory:
@@ -171,7 +172,7 @@ class Trajectory:
                 v = v - rate * others.pop(0)
             if by_targets is not None:
                 by_targets.index_add_(0, step.index, others.pop(0), alpha=-float(rate))
-        return Match(value, by_images, by_targets, by_rate)
+        return Match(value, by_images, by_targets, by_rate, thetas[-1])
 
     def match(
         self,
@@ -181,13 +182,16 @@ class Trajectory:
         images: Tensor,
         targets: Tensor,
         rate: Tensor,
+        skip: int = 0,
     ) -> Match:
         """`differentiate` the loss ||theta_N - target||^2 / ||start - target||^2, where `start` and
-        `target` (P,) are on an expert's course.
+        `target` (P,) are on an expert's course. Both norms leave out the first `skip` parameters.
         """
-        distance = (start - target).square().sum()
+        distance = (start - target)[skip:].square().sum()
 
         def end(theta: Tensor) -> tuple[Tensor, Tensor]:
-            return (theta - target).square().sum() / distance, 2 * (theta - target) / distance
+            difference = theta - target
+            difference[:skip] = 0
+            return difference[skip:].square().sum() / distance, 2 * difference / distance
 
         return self.differentiate(start, end, steps, images, targets, rate)

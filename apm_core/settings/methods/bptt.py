@@ -27,8 +27,21 @@ class BPTTSettings(Unrolling, IterativeSettings):
     batch: Count | None = setting(None, "images of an inner step; null: all of the shard")
 
 
+class ATBPTTSettings(BPTTSettings):
+    """Back-propagation through training in a window that adapts (Li et al. 2025)."""
+
+    implementation: ClassVar[str] = "at_bptt:ATBPTT"
+
+    spread: Index = setting(10, "d: the window has window - d to window + d steps")
+    period: Count = setting(10, "rounds that share a window, and whose mean accuracy is compared")
+    gain_early: AtLeast = setting(1.5, "points of accuracy; a period that gains less is a calm one")
+    calm_early: Count = setting(30, "calm periods in a row that end the early stage")
+    gain_middle: AtLeast = setting(1.0, "as gain_early, in the middle stage")
+    calm_middle: Count = setting(25, "calm periods in a row that end the middle stage")
+
+
+RECIPE = RecipeChanges(loss="soft_ce", lr=0.01, drop_momentum=True)
 METHODS = {
-    "bptt": BPTTSettings(
-        rounds=10000, recipe=RecipeChanges(loss="soft_ce", lr=0.01, drop_momentum=True)
-    )
+    "bptt": BPTTSettings(rounds=10000, recipe=RECIPE),
+    "at_bptt": ATBPTTSettings(rounds=10000, recipe=RECIPE),
 }

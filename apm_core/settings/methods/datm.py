@@ -24,10 +24,19 @@ class DATMSettings(TrajectorySettings):
     )
 
 
-METHODS = {
-    "datm": DATMSettings(
-        rounds=10000,
-        steps=80,
-        recipe=RecipeChanges(loss="soft_ce", lr=0.01, batch=128, drop_momentum=True),
+class PADSettings(DATMSettings):
+    """DATM with prioritized alignment (Li et al. 2024)."""
+
+    implementation: ClassVar[str] = "matching.pad:PAD"
+    pool: ClassVar[PoolName | None] = "ordered_experts"
+
+    skip: BelowOne = setting(
+        0.5, "share of the parameters, from the input on, that the distance leaves out"
     )
+
+
+RECIPE = RecipeChanges(loss="soft_ce", lr=0.01, batch=128, drop_momentum=True)
+METHODS = {
+    "datm": DATMSettings(rounds=10000, steps=80, recipe=RECIPE),
+    "pad": PADSettings(rounds=10000, steps=80, recipe=RECIPE),
 }
