@@ -98,6 +98,20 @@ def asked(report: dict[str, Any]) -> str:
     return rows(["first figures of a GPU", "asked", "measured"], lines)
 
 
+def versus(report: dict[str, Any]) -> str:
+    """Images a second and share of the rate of two revisions, and their ratio."""
+    lines = []
+    for row in report["rows"]:
+        cells = [
+            f"{row[f'{key}, images/s']:,.0f}, {row[f'{key}, % of rate']:.0f} %"
+            for key in ("before", "after")
+        ]
+        of = row["x before"]
+        lines.append([row["work"], *cells, f"{of['median']:.2f} ({of['min']:.2f}-{of['max']:.2f})"])
+    before, after = (report["revisions"][key] for key in ("before", "after"))
+    return rows([f"{report['precision']}, images/s", before, after, "ratio"], lines)
+
+
 def overhead(report: dict[str, Any]) -> str:
     """Where the quick start's wall time goes."""
     header = ["jobs", "wall, s", "training, s", "outside, %"]
@@ -183,5 +197,6 @@ TABLES: dict[str, Callable[..., str]] = {
         steps,
         summary,
         updates,
+        versus,
     )
 } | {"results": results}
