@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from apm_core.data.labels import Labels
-from apm_core.data.tiles import Tiles
+from apm_core.data.tiles import Tiles, are_whitened
 from apm_core.data.whitening import Whitening, to_uint8
 from apm_core.data.whitening_file import WhiteningFile
 from apm_core.errors import ArtifactError, ConfigError
@@ -59,8 +59,9 @@ class DistilledSet:
 
         Raises ArtifactError where pixels are to be whitened and the whitening's file is not there.
         """
-        whitened = self.tiles == 1 and self.stored.is_floating_point()
-        return self.stored if whitened else self._decoded(self.whitening)
+        if are_whitened(self.stored, self.tiles):
+            return self.stored
+        return self._decoded(self.whitening)
 
     @property
     def targets(self) -> Tensor:

@@ -5,7 +5,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,30 @@ def matrix_product(compute: Compute) -> tuple[Callable[[], Tensor], float]:
     return lambda: a @ b, 2.0 * size**3
 
 
-class Elsewhere:
+class Served:
+    """A process of its own that answers each line with a line."""
+
+    def __init__(self, command: Sequence[object], **options: Any) -> None:  # noqa: ANN401 - Popen's
+        pipe = subprocess.PIPE
+        words = list(map(str, command))
+        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, **options)
+
+    def ask(self, line: str) -> str:
+        """The answer to `line`; raises RuntimeError when the process has ended."""
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        if not (answer := self.process.stdout.readline()):
+            raise RuntimeError(f"{self.process.args}: ended early")
+        return answer.rstrip("\n")
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+class Elsewhere(Served):
     """Calls a function that runs in a process of its own.
 
     For the plain loops: in this process the allocator is not as it comes. The process runs `module`
@@ -104,23 +127,12 @@ class Elsewhere:
     """
 
     def __init__(self, module: str, *arguments: object) -> None:
-        command = [sys.executable, "-m", module, *map(str, arguments)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        super().__init__([sys.executable, "-m", module, *arguments])
 
     def __call__(self) -> None:
         """Run the function once and wait for it; raises RuntimeError when the process has ended."""
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        if self.process.stdout.readline() != "done\n":
+        if self.ask("go") != "done":
             raise RuntimeError(f"{self.process.args}: ended early")
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 def serve(function: Callable[[], object]) -> None:

@@ -1,7 +1,9 @@
 """The training loop against a plain one; losses, and what a trained network says."""
 
 import copy
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -347,6 +349,21 @@ def test_compiled_augmentation_and_update_of_captured_steps_equal_plain_ones(cpu
     # of each step, with the four trial runs of each of the two batch sizes
     assert ran == ["forward", "forward", "backward", "forward"] * (2 * 3 + 2 * 4)
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5 * float(results[0].abs().max()))
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_trainer_goes_with_the_last_that_refers_to_it(cpu, monkeypatch, graphs):
+    # else the memory of captured steps would wait for the garbage collector
+    monkeypatch.setattr("apm_core.training.trainer.Graphs", TriedGraphs)
+    one = trainer(replace(cpu, graphs=graphs), RECIPE)
+    one.fit(one.net.snapshot(), 0)
+    known = weakref.ref(one)
+    gc.disable()
+    try:
+        del one
+        assert known() is None
+    finally:
+        gc.enable()
 
 
 def test_progress_counts_passes_and_shows_the_loss(cpu):

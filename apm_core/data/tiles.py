@@ -17,6 +17,13 @@ from apm_core.data.whitening import Whitening
 from apm_core.errors import ConfigError
 
 
+def are_whitened(stored: Tensor, factor: int) -> bool:
+    """Whether `stored` are whole images in the working space, which need no decoding: neither
+    tiles, `factor` along a side, nor uint8 pixels.
+    """
+    return factor == 1 and stored.is_floating_point()
+
+
 @dataclass(frozen=True, eq=False)
 class Tiles:
     """The map between stored images and the images that networks see.
@@ -46,14 +53,11 @@ class Tiles:
         """The images (N * t * t, C, S, S), whitened, of stored ones (N, C, S, S): floating point in
         [0, 1], or uint8.
         """
-        return self._whitening(stored.device).apply(self.upsampled(stored))
-
-    def upsampled(self, stored: Tensor) -> Tensor:
-        """Like `decode`, before the whitening: pixels."""
         if stored.dtype == torch.uint8:
             stored = stored.float() / 255
         side = stored.shape[-1]
-        return F.interpolate(self._cut(stored), size=(side, side), mode="bilinear")
+        pixels = F.interpolate(self._cut(stored), size=(side, side), mode="bilinear")
+        return self._whitening(stored.device).apply(pixels)
 
     def encode(self, images: Tensor) -> Tensor:
         """The stored images (N, C, S, S) of whitened ones (N * t * t, C, S, S): those whose decoded

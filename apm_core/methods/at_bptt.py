@@ -90,10 +90,8 @@ class ATBPTT(BPTT):
     def place(self, state: State, index: int) -> tuple[int, int]:
         """First step and size of the window of the period that begins with round `index`."""
         size, d, total = self.settings.window, self.settings.spread, self.inner.steps
-        stage, random = (
-            state["policy"]["stage"],
-            streams.generator(*self.job.stream, index, "window"),
-        )
+        stage = state["policy"]["stage"]
+        random = streams.generator(*self.job.stream, index, "window")
         if stage == MIDDLE:
             return int(torch.randint(total - size - d + 1, (), generator=random)), size + d
         norms = self.gradient_norms(state, index)

@@ -1,6 +1,5 @@
 """Stage 5: networks trained from scratch on a distilled set, and on all of the data."""
 
-import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -64,7 +63,6 @@ def evaluate(
         def show(done: int, total: int, figures: dict[str, float]) -> None:
             run.progress(len(earlier) * total + done, len(settings.protocols) * total, figures)
 
-        gc.collect()  # a trainer refers to itself: the one before, with its captured steps
         recipe = protocol_recipe(distilled.recipe, settings, protocol)
         targets = distilled.classes if protocol == "hard" else distilled.targets
         try:

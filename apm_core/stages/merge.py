@@ -10,7 +10,7 @@ from torch import Tensor
 from apm_core import distilled
 from apm_core.data.labels import Labels
 from apm_core.data.prepared import PreparedData
-from apm_core.data.tiles import Tiles
+from apm_core.data.tiles import Tiles, are_whitened
 from apm_core.data.whitening import to_uint8
 from apm_core.data.whitening_file import WhiteningFile
 from apm_core.distilled import DistilledSet
@@ -53,8 +53,9 @@ def merge(
     pixels = stored if factor > 1 else data.whitening.invert(stored)
     if settings.product.pixels == "uint8":
         stored = to_uint8(pixels)
-    in_pixels = factor > 1 or stored.dtype == torch.uint8
-    images = Tiles(factor, data.whitening).decode(stored) if in_pixels else stored
+    images = stored
+    if not are_whitened(stored, factor):
+        images = Tiles(factor, data.whitening).decode(stored)
     classes = torch.cat([torch.from_numpy(shard.arrays["classes"]) for shard in shards])
     if "targets" in shards[0].arrays:
         targets = torch.cat([torch.from_numpy(shard.arrays["targets"]) for shard in shards])

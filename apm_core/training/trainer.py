@@ -80,6 +80,29 @@ def _upload(values: Tensor, to: Tensor) -> None:
     to.copy_(values.pin_memory() if to.is_cuda else values, non_blocking=True)
 
 
+def _descent(
+    recipe: Recipe, vector: Tensor, velocity: Tensor, moments: Moments | None, rate: Tensor
+) -> Callable[[Tensor], None]:
+    """A function that moves the parameters w in `vector` along their gradient g, in place.
+
+    v <- m v + (g + decay w); w <- w - rate v, or rate (g + decay w + m v) with Nesterov; or a step
+    of Adam along g + decay w.
+    """
+
+    def descend(gradient: Tensor) -> None:
+        gradient = gradient.add(vector, alpha=recipe.weight_decay)
+        if moments:
+            adam_(vector, gradient, moments, rate, beta1=recipe.momentum)
+            return
+        velocity.mul_(recipe.momentum).add_(gradient)
+        step = velocity
+        if recipe.nesterov:
+            step = gradient.add_(velocity, alpha=recipe.momentum)
+        vector.addcmul_(step, rate, value=-1)
+
+    return descend
+
+
 class Trainer:
     """Trains networks of one architecture on one set of examples, one after another, in the same
     memory.
@@ -131,10 +154,11 @@ class Trainer:
             "steps": passes * math.ceil(count / recipe.batch),
             "fuses": net.fuses,
         }
-        self._forward, self._descend = compute.compiled(forward, **work), self._move
+        self._forward = compute.compiled(forward, **work)
+        self._descend = _descent(recipe, net.vector, self.velocity, self.moments, self.rate)
         if compute.graphs:  # small operations, each a node of the graph; on a CPU they cost nothing
             self._augmented = compute.compiled(augment.augment_by_number, **work)
-            self._descend = compute.compiled(lambda gradient: self._move(gradient), **work)
+            self._descend = compute.compiled(self._descend, **work)
 
     def fit(
         self,
@@ -288,21 +312,6 @@ class Trainer:
         self.velocity.zero_()
         if self.moments:
             self.moments.reset()
-
-    def _move(self, gradient: Tensor) -> None:
-        """v <- m v + (g + decay w); w <- w - rate v, or rate (g + decay w + m v) with Nesterov; or
-        a step of Adam along g + decay w.
-        """
-        recipe = self.recipe
-        gradient = gradient.add(self.net.vector, alpha=recipe.weight_decay)
-        if self.moments:
-            adam_(self.net.vector, gradient, self.moments, self.rate, beta1=recipe.momentum)
-            return
-        self.velocity.mul_(recipe.momentum).add_(gradient)
-        step = self.velocity
-        if recipe.nesterov:
-            step = gradient.add_(self.velocity, alpha=recipe.momentum)
-        self.net.vector.addcmul_(step, self.rate, value=-1)
 
     def _require_finite(self, loss: Tensor, index: int, rate: float) -> None:
         if not torch.isfinite(loss):
