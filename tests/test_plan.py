@@ -114,6 +114,7 @@ SPECIAL = {  # values that cannot be guessed from the schema
     "evaluate.ceiling.architectures": ["convnet", "vit"],
     "methods.apm_plus.teacher_epochs": [1, 2],
     "methods.cad.window": [4, 10],
+    "methods.rded.tiles": 2,
     "nas.reference.table": "table.csv",
     "nas.reference.column": "accuracy",
 }
