@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apm_core.errors import ConfigError
+from apm_core.settings.evaluation import OnlineTraining
 from apm_core.settings.names import names_in
 from apm_core.settings.training import PoolTraining, RecipeSettings
 from apm_core.training import augment
@@ -102,3 +103,22 @@ def teacher_recipe(training: PoolTraining) -> Recipe:
     own = {"lr", "batch", "momentum", "weight_decay", "augment", "rho", "alpha"}
     drop = round(training.drop_at * training.epochs)
     return Recipe(passes=training.epochs, drop=drop, **training.model_dump(include=own))
+
+
+def online_recipe(training: OnlineTraining, ipc: int) -> Recipe:
+    """The recipe of RDED's code for sets of `ipc` stored images per class, under a teacher's online
+    labels: AdamW along half a cosine, and CutMix of every batch.
+
+    Its random crops keep at least the share of a tile, and its shuffling of patches makes mosaics;
+    images here are decoded whole, and both leave them as they are.
+    """
+    own = {"lr", "weight_decay", "temperature", "augment"}
+    return Recipe(
+        passes=training.epochs,
+        batch=training.batch_for(ipc),
+        schedule="half_cosine",
+        loss="kl",
+        optimizer="adamw",
+        cutmix=True,
+        **training.model_dump(include=own),
+    )
