@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from apm_core.nets.architectures.convnet import ConvNet
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import device, streams
-from apm_core.runtime.device import Compute, Graphs, _lock_one, choose, reserved
+from apm_core.runtime.device import Compute, Graphs, _lock_one, choose, lanes, reserved
 
 CPU = torch.device("cpu")
 
@@ -110,8 +111,8 @@ def test_capturing_puts_back_what_its_trial_runs_changed(monkeypatch):
             pass
 
     @contextmanager
-    def capture(graph, *, pool):
-        assert pool == (0, 7)
+    def capture(graph, *, pool, stream):
+        assert pool == (0, 7) and isinstance(stream, Stream)
         recorded.append(graph)
         yield
 
@@ -138,6 +139,40 @@ def test_capturing_puts_back_what_its_trial_runs_changed(monkeypatch):
         graphs.play("step", step, [value])
         assert value == expected
     assert len(recorded) == 1
+
+
+def test_works_side_by_side_have_streams_between_what_is_before_and_after(monkeypatch):
+    said = []
+
+    class Stream:
+        def __init__(self, _) -> None:
+            self.name = sum(line.startswith("new") for line in said)
+            said.append(f"new {self.name}")
+
+        def wait_stream(self, other) -> None:
+            said.append(f"{self.name} waits for {other.name}")
+
+    outside = SimpleNamespace(name="outside", wait_stream=lambda s: said.append(f"end of {s.name}"))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: outside)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(stream.name))
+    gpu = torch.device("cuda", 0)
+    with lanes(gpu, 2) as found:
+        assert said == ["new 0", "new 1", "0 waits for outside", "1 waits for outside"]
+        for _ in range(2):  # entered once a pass
+            for number, lane in enumerate(found):
+                with lane as stream:
+                    assert stream == number
+    assert said[4:] == ["end of 0", "end of 1"]
+    for alone in (lanes(gpu, 1), lanes(gpu, 2, one_by_one=True), lanes(CPU, 2)):
+        with alone as found, found[-1] as stream:
+            assert stream is None
+    assert len(said) == 6
+
+
+def test_groups_run_side_by_side_on_a_gpu_alone(no_cuda):
+    assert [list(g) for g in Compute(CPU, side_by_side=2).groups(range(5))] == [[0, 1], [2, 3], [4]]
+    assert choose("cpu", side_by_side=4).side_by_side == 1
 
 
 @pytest.mark.parametrize(

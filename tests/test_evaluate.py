@@ -158,6 +158,19 @@ def test_a_protocol_has_the_same_bits_alone_and_among_others(
     assert len({tuple(runs(together, protocol)) for protocol in PROTOCOLS}) == len(PROTOCOLS)
 
 
+def test_networks_side_by_side_have_the_bits_of_one_after_the_other(
+    real_set, digits, cpu, settings
+):
+    settings = settings.changed({"rates": [0.5, 1.0], "epochs": 3, "networks": 3})
+    shown, alone = [], evaluate(real_set, digits, settings, Run(cpu))
+    run = Run(replace(cpu, side_by_side=2), progress=lambda *call: shown.append(call[:2]))
+    assert scores(evaluate(real_set, digits, settings, run)) == scores(alone)
+    passes = [2, 4, 6, 8, 9, 10, 11, 12]  # of two networks at once, then of the third
+    assert [call for call in shown if call[1] == 3 * 4 * len(settings.protocols)][:8] == [
+        (done, 12 * len(settings.protocols)) for done in passes
+    ]
+
+
 def test_networks_differ_and_more_of_them_leave_the_first_as_they_were(
     real_set, digits, cpu, settings
 ):

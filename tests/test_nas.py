@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -149,6 +150,16 @@ def test_a_proxy_trains_every_network_with_every_seed(real_set, digits, cpu, set
     assert first != second and len(set(first)) > 1
     assert shown == [(done, 6) for done in range(1, 7)]
     assert rankings(proxy(real_set, digits, settings, Run(cpu))) == rankings(result)
+
+
+def test_networks_side_by_side_have_the_accuracies_of_one_after_the_other(
+    real_set, digits, cpu, settings
+):
+    shown, together = [], replace(cpu, side_by_side=4)
+    run = Run(together, progress=lambda *call: shown.append(call[:2]))
+    found = proxy(real_set, digits, settings, run)
+    assert rankings(found) == rankings(proxy(real_set, digits, settings, Run(cpu)))
+    assert shown == [(4, 6), (6, 6)]
 
 
 def test_more_networks_or_seeds_leave_the_others_as_they_were(real_set, digits, cpu, settings):

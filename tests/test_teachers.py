@@ -183,6 +183,18 @@ def test_a_group_that_is_killed_and_resumed_has_the_same_bits(
     assert found.info["test_accuracy"] == teachers.artifacts[1].info["test_accuracy"]
 
 
+def test_teachers_side_by_side_have_the_bits_of_one_after_the_other(
+    teachers, teacher_settings, digits, cpu, tmp_path
+):
+    shown = []
+    run = Run(replace(cpu, side_by_side=3), progress=lambda *call: shown.append(call[:2]))
+    found = train_group(tmp_path / "a", teacher_settings, range(4), digits, run)
+    np.testing.assert_array_equal(found.arrays["parameters"], teachers.vectors)
+    parts = [artifact.arrays["snapshots"] for artifact in teachers.artifacts]
+    np.testing.assert_array_equal(found.arrays["snapshots"], np.concatenate(parts))
+    assert shown == [(3, 8), (6, 8), (7, 8), (8, 8)]
+
+
 def test_names_of_the_streams_are_kept_apart():
     paths = [(0, "teacher", 1, "weights"), (0, "teacher", 1, 0), (0, "teacher", 1, "dropout")]
     assert len({streams.derive(*path) for path in paths}) == 3

@@ -28,7 +28,7 @@ from apm_core.training.cutmix import cutmix
 from apm_core.training.inference import accuracy, forward_flops, labeller, logits, measures
 from apm_core.training.losses import loss_of
 from apm_core.training.recipe import Recipe
-from apm_core.training.trainer import Labeller, Rows, Trainer
+from apm_core.training.trainer import Labeller, Rows, Trainer, Training, fit_together
 
 SHAPE = Shape(channels=1, resolution=8, classes=4)
 COUNT = 10  # images; batches of 4, 4 and 2
@@ -473,6 +473,58 @@ def test_a_training_that_was_killed_between_two_passes_ends_with_the_same_bits(
         calls[1].net.module.buffers(), whole.net.module.buffers(), strict=True
     ):
         assert torch.equal(buffer, expected)
+
+
+@pytest.mark.parametrize("killed_after", [None, 3])
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_trainings_together_have_the_bits_of_each_alone(cpu, tmp_path, name, killed_after):
+    recipe, build = UNFINISHED[name]
+    label, nets = teacher_of(recipe, cpu), []
+    for number in range(3):
+        with streams.seeded("net", number):
+            nets.append(build())
+    alone = [trainer(cpu, recipe, copy.deepcopy(net), label=label) for net in nets]
+    kept = [one.fit(one.net.snapshot(), "a", n, keep=(0, 4)) for n, one in enumerate(alone)]
+    means = []
+
+    def kill(done: int, total: int, figures: dict) -> None:
+        means.append(figures["loss"])
+        if done == killed_after:
+            raise KilledError
+
+    def work(done: list, item: int, part: Part) -> list[list[Tensor]]:
+        nonlocal together
+        together = [trainer(cpu, recipe, copy.deepcopy(net), label=label) for net in nets]
+        starts = [Training(one.net.snapshot(), ("a", n)) for n, one in enumerate(together)]
+        torch.manual_seed(1)
+        return fit_together(together, starts, keep=(0, 4), progress=kill, part=part)
+
+    together = []
+    if killed_after:
+        with pytest.raises(KilledError):
+            each([0], work, Resume(tmp_path, name, every=0))
+        killed_after = None
+    [found] = each([0], work, Resume(tmp_path, name, every=0))
+    assert all(
+        torch.equal(torch.stack(f), torch.stack(k)) for f, k in zip(found, kept, strict=True)
+    )
+    for one, expected in zip(together, alone, strict=True):
+        assert torch.equal(one.net.vector, expected.net.vector)
+        assert not one.net.module.training
+    last = []
+    for number, net in enumerate(nets):
+        one = trainer(cpu, recipe, copy.deepcopy(net), label=label)
+        one.fit(one.net.snapshot(), "a", number, progress=lambda *seen: last.append(seen))
+    final = [figures["loss"] for done, total, figures in last if done == total]
+    assert means[-1] == pytest.approx(sum(final) / 3, rel=1e-6)
+
+
+def test_divergence_of_one_of_several_ends_them(cpu):
+    good, bad = trainer(cpu, RECIPE), trainer(cpu, RECIPE)
+    starts = [Training(one.net.snapshot(), (n,)) for n, one in enumerate((good, bad))]
+    bad.examples.images.fill_(torch.nan)
+    with pytest.raises(DivergenceError, match="loss is nan in pass 0 of 5 at"):
+        fit_together([good, bad], starts)
 
 
 @pytest.mark.parametrize("name", UNFINISHED)

@@ -58,6 +58,11 @@ class FlatNet:
         """Whether compiling the module saves time on a CPU, as its class states."""
         return getattr(self.module, "fuses", False)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the module draws random numbers when it is trained."""
+        return any(isinstance(one, nn.Dropout) and one.p > 0 for one in self.module.modules())
+
     def use_kernels(self, wanted: bool) -> None:
         """Let the module's blocks run in kernels of our own, where it has such; these have no
         second derivatives.

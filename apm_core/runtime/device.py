@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType
@@ -45,6 +45,7 @@ class Compute:
     compile: str = "auto"  # "on", "off", or "auto": when the job is long enough to earn it back
     graphs: bool = False  # steps are captured as CUDA graphs
     kernels: bool = False  # blocks of networks run in kernels of our own
+    side_by_side: int = 1  # trainings at once
     report: Callable[[str], None] = lambda _: None  # receives one-line notes, e.g. of a fallback
 
     def autocast(self) -> torch.autocast:
@@ -55,6 +56,12 @@ class Compute:
     def exact(self) -> "Compute":
         """The same device in plain float32."""
         return replace(self, precision="float32", compile="off", graphs=False, kernels=False)
+
+    def groups(self, works: Sequence[Any]) -> list[Sequence[Any]]:
+        """`works` in groups of those that run side by side."""
+        return [
+            works[at : at + self.side_by_side] for at in range(0, len(works), self.side_by_side)
+        ]
 
     def describe(self) -> str:
         """The hardware, for the record: a GPU's name, or the CPU's with its number of threads."""
@@ -95,12 +102,13 @@ class Compute:
 
 class Graphs:
     """Steps as CUDA graphs, captured when first played. All work in the same memory: one ends
-    before the next begins.
+    before the next begins. Those of another `Graphs` may run beside them.
     """
 
     def __init__(self) -> None:
         self._replays: dict[Hashable, Callable[[], None]] = {}
         self._pool: tuple[int, int] | None = None
+        self._stream: torch.cuda.Stream | None = None  # cuBLAS has a workspace for each stream
 
     def play(self, key: Hashable, step: Callable[[], None], state: Sequence[torch.Tensor]) -> None:
         """Do `step`, known by `key`, which works on tensors that keep their place.
@@ -116,21 +124,42 @@ class Graphs:
         self, step: Callable[[], None], state: Sequence[torch.Tensor]
     ) -> Callable[[], None]:
         before, noise = [tensor.clone() for tensor in state], torch.cuda.get_rng_state()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._stream = self._stream or torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(3):
                 step()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._stream)
         torch.cuda.empty_cache()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             step()
         for tensor, value in zip(state, before, strict=True):
             tensor.copy_(value)
         torch.cuda.set_rng_state(noise)
         return graph.replay
+
+
+@contextmanager
+def lanes(
+    device: torch.device, count: int, *, one_by_one: bool = False
+) -> Iterator[list[AbstractContextManager]]:
+    """A context for each of `count` works, so that on a GPU they run side by side: streams that
+    begin when all asked of the device before is done, and end before what is asked afterwards.
+
+    On a CPU, for a single work, or `one_by_one`, the contexts change nothing.
+    """
+    if device.type == "cpu" or count == 1 or one_by_one:
+        yield [nullcontext()] * count
+        return
+    outside = torch.cuda.current_stream(device)
+    found = [torch.cuda.Stream(device) for _ in range(count)]
+    for stream in found:
+        stream.wait_stream(outside)
+    yield [torch.cuda.stream(stream) for stream in found]
+    for stream in found:
+        outside.wait_stream(stream)
 
 
 class _WithFallback:
@@ -212,13 +241,15 @@ def choose(
     *,
     deterministic: bool = False,
     kernels: bool = False,
+    side_by_side: int = 1,
 ) -> Compute:
     """Resolve the settings on this machine, and set up the process for them.
 
     "auto" takes the first GPU if there is one, and bf16 where the hardware multiplies in bf16. A
     wish for bf16 on hardware without it falls back to float32 with a note. `deterministic` chooses
-    operations that give the same bits every time; on a CPU all do. `kernels` is for a GPU. Raises
-    ConfigError for a device that is not there.
+    operations that give the same bits every time; on a CPU all do. `kernels` and
+    `side_by_side`, trainings at once, are for a GPU. Raises ConfigError for a device that is not
+    there.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -235,8 +266,9 @@ def choose(
         report(f"compute.precision: this {chosen.type} has no bf16 arithmetic: using float32")
     resolved = "bf16" if able and precision in ("auto", "bf16") else "float32"
     graphs = chosen.type == "cuda" and compile != "off"
-    kernels = kernels and chosen.type == "cuda"
-    return Compute(chosen, resolved, compile, graphs, kernels, report)
+    if chosen.type == "cpu":
+        kernels, side_by_side = False, 1
+    return Compute(chosen, resolved, compile, graphs, kernels, side_by_side, report)
 
 
 def _set_up_gpu(device: torch.device, deterministic: bool) -> torch.device:

@@ -24,6 +24,9 @@ class ComputeSettings(Section):
     kernels: bool = setting(
         False, "on a GPU: norm, ReLU and pooling of a ConvNet in one kernel of our own (Triton)"
     )
+    side_by_side: Count = setting(
+        1, "on a GPU: trainings of one job at once (teachers, evaluation, NAS), each in own memory"
+    )
     deterministic: bool = setting(
         False,
         "on a GPU: the same bits in every run and after a resume, slower; on a CPU always so",

@@ -34,11 +34,11 @@ from apm_core.settings.training import (
 
 ALGORITHM = {
     "prepare": 2,
-    "teachers": 2,
-    "distill": 5,
+    "teachers": 3,
+    "distill": 6,
     "merge": 3,
-    "evaluate": 3,
-    "ceiling": 3,
+    "evaluate": 4,
+    "ceiling": 4,
     "nas_proxy": 2,
     "nas_reference": 2,
     "nas": 1,

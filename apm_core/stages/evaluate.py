@@ -20,7 +20,7 @@ from apm_core.training.inference import labeller, measures
 from apm_core.training.rate_search import REAL, accuracy_at, best_rate
 from apm_core.training.recipe import Recipe, online_recipe, teacher_recipe
 from apm_core.training.teacher_pool import TeacherPool
-from apm_core.training.trainer import Labeller, Trainer
+from apm_core.training.trainer import Labeller, Trainer, Training, fit_together
 
 KIND = "scores"
 
@@ -170,27 +170,36 @@ def train_and_test(
 
     What is finished is kept in `resume`, in place of that of the run.
     """
-    net = spec.network(run.compute.device)
-    count = networks + len(rates)
-    trainer = Trainer(net, recipe, run.compute, examples, networks=count, label=label)
+    compute, groups = run.compute, run.compute.groups(range(networks))
+    planned = len(groups) + len(rates)
+    trainers = [
+        Trainer(
+            spec.network(compute.device), recipe, compute, examples, networks=planned, label=label
+        )
+        for _ in groups[0]
+    ]
 
-    def one(earlier: Sequence[Any], number: int, part: Part | None) -> Any:  # noqa: ANN401
-        """The accuracy at a rate, or the metrics of a network."""
-        if number < len(rates):
+    def one(earlier: Sequence[Any], work: float | range, part: Part | None) -> Any:  # noqa: ANN401
+        """The accuracy at a rate, or the metrics of a group of networks."""
+        if isinstance(work, float):
             name = (*stream, spec.name, "rate")
-            return accuracy_at(trainer, spec, rates[number], real, *name, part=part)
-        number -= len(rates)
+            return accuracy_at(trainers[0], spec, work, real, *name, part=part)
 
         def show(done: int, total: int, figures: dict[str, float]) -> None:
-            run.progress(number * total + done, networks * total, figures)
+            run.progress(work[0] * total + len(work) * done, networks * total, figures)
 
-        start, name = spec.fresh(*stream, spec.name, number, "weights"), (*stream, spec.name)
+        trainings = [
+            Training(spec.fresh(*stream, spec.name, n, "weights"), (*stream, spec.name, n))
+            for n in work
+        ]
         lr = best_rate(rates, earlier[: len(rates)]) if rates else None
-        trainer.fit(start, *name, number, lr=lr, progress=show, part=part)
-        return measures(trainer.net, test, run.compute)
+        used = trainers[: len(work)]
+        fit_together(used, trainings, lr=lr, progress=show, part=part)
+        return [measures(trainer.net, test, compute) for trainer in used]
 
-    results = each(range(len(rates) + networks), one, resume)
-    accuracies, metrics = results[: len(rates)], results[len(rates) :]
+    results = each([*rates, *groups], one, resume)
+    accuracies = results[: len(rates)]
+    metrics = [network for group in results[len(rates) :] for network in group]
     used = replace(recipe, lr=best_rate(rates, accuracies)) if rates else recipe
     return {
         "metrics": {name: summarize([one[name] for one in metrics]) for name in metrics[0]},

@@ -30,7 +30,7 @@ from apm_core.settings.evaluation import RankedNetworks
 from apm_core.settings.stages import RankingSettings
 from apm_core.training.inference import accuracy
 from apm_core.training.recipe import Recipe
-from apm_core.training.trainer import Trainer
+from apm_core.training.trainer import Trainer, Training, fit_together
 
 ARCH_COLUMN = "arch_str"
 
@@ -161,16 +161,24 @@ def _train_all(
     test = data.examples("test", run.compute)
     jobs = [(seed, arch) for seed in range(seeds) for arch in archs]
 
-    def one(done: Sequence[float], job: tuple[int, str], part: Part | None) -> float:
-        stream = (settings.seed, stage, *job)
-        net = _network(job[1], data.shape, settings.ranked, run.compute, stream)
-        trainer = Trainer(net, recipe, run.compute, examples, networks=1)
-        trainer.fit(net.snapshot(), *stream, part=part)
-        score = accuracy(net, test, run.compute)
-        run.progress(len(done) + 1, len(jobs), {"accuracy": score})
-        return score
+    def some(
+        done: Sequence[list[float]], group: Sequence[tuple[int, str]], part: Part | None
+    ) -> list[float]:
+        names = [(settings.seed, stage, *job) for job in group]
+        nets = [
+            _network(arch, data.shape, settings.ranked, run.compute, name)
+            for name, (_, arch) in zip(names, group, strict=True)
+        ]
+        trainers = [Trainer(net, recipe, run.compute, examples, networks=1) for net in nets]
+        trainings = [Training(net.snapshot(), name) for net, name in zip(nets, names, strict=True)]
+        fit_together(trainers, trainings, part=part)
+        found = [accuracy(net, test, run.compute) for net in nets]
+        finished = sum(map(len, done)) + len(group)
+        run.progress(finished, len(jobs), {"accuracy": found[-1]})
+        return found
 
-    accuracies = each(jobs, one, run.resume)
+    found = each(run.compute.groups(jobs), some, run.resume)
+    accuracies = [one for group in found for one in group]
     return {
         "architectures": archs,
         "accuracies": np.array(accuracies).reshape(seeds, len(archs)).tolist(),

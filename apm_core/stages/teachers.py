@@ -22,7 +22,7 @@ from apm_core.training.difficulty import Lessons, gradient_norms, require_batche
 from apm_core.training.inference import accuracy
 from apm_core.training.recipe import teacher_recipe
 from apm_core.training.teacher_pool import KIND, initial
-from apm_core.training.trainer import Among, Trainer, everything
+from apm_core.training.trainer import Among, Trainer, Training, everything, fit_together
 
 
 def train_group(
@@ -32,7 +32,7 @@ def train_group(
     data: PreparedData,
     run: Run,
 ) -> store.Artifact:
-    """Train the teachers numbered `members` one after another and write them to `path`.
+    """Train the teachers numbered `members` and write them to `path`.
 
     Each teacher has a stream of its own, so a pool can grow without a change to those that are
     there. The last epoch is kept; test accuracies are recorded and choose nothing. With
@@ -42,46 +42,60 @@ def train_group(
     """
     spec, training = Spec.of(settings.network, data.shape), settings.training
     recipe, seed = teacher_recipe(training), settings.seed
-    train, test = data.examples("train", run.compute), data.examples("test", run.compute)
+    compute = run.compute
+    train, test = data.examples("train", compute), data.examples("test", compute)
     plan = training.curriculum if isinstance(training, OrderedTraining) else None
     before = plan.networks * plan.epochs if plan else 0  # passes
     passes = before + len(members) * recipe.passes
     classes = train.targets.cpu()
     if plan:
         require_batches(plan, classes, recipe.batch)
-    net = spec.network(run.compute.device)
-    trainer = Trainer(net, recipe, run.compute, train, networks=len(members))
+    groups = compute.groups(members)
+    trainers = [
+        Trainer(spec.network(compute.device), recipe, compute, train, networks=len(groups))
+        for _ in groups[0]
+    ]
 
     kind = getattr(torch, training.snapshot_type)
     if training.snapshots:
-        size = len(members) * (recipe.passes + 1) * net.size * kind.itemsize / 1e9
-        run.compute.report(f"snapshots of {len(members)} networks will take {size:.3g} GB")
+        size = len(members) * (recipe.passes + 1) * trainers[0].net.size * kind.itemsize
+        size /= 1e9
+        compute.report(f"snapshots of {len(members)} networks will take {size:.3g} GB")
+
+    def some(
+        among: Among, earlier: Sequence[Any], group: Sequence[int], part: Part | None
+    ) -> list[dict[str, Any]]:
+        first = before + sum(map(len, earlier)) * recipe.passes
+
+        def shown(done: int, _: int, figures: dict[str, float]) -> None:
+            run.progress(first + len(group) * done, passes, figures)
+
+        trainings = [Training(initial(spec, seed, n), (seed, "teacher", n)) for n in group]
+        keep = range(recipe.passes) if training.snapshots else ()
+        used = trainers[: len(group)]
+        kept = fit_together(used, trainings, keep=keep, among=among, progress=shown, part=part)
+        return [
+            {
+                "parameters": trainer.net.snapshot().cpu(),
+                "snapshots": [vector.to("cpu", kind) for vector in (one.start, *vectors)],
+                "accuracy": accuracy(trainer.net, test, compute),
+            }
+            for trainer, one, vectors in zip(used, trainings, kept, strict=True)
+        ]
 
     def show(done: int, _: int, figures: dict[str, float], *, first: int) -> None:
         run.progress(first + done, passes, figures)
 
-    def one(among: Among, earlier: Sequence[Any], member: int, part: Part | None) -> dict[str, Any]:
-        start = initial(spec, seed, member)
-        keep = range(recipe.passes) if training.snapshots else ()
-        shown = partial(show, first=before + len(earlier) * recipe.passes)
-        kept = trainer.fit(
-            start, seed, "teacher", member, keep=keep, among=among, progress=shown, part=part
-        )
-        return {
-            "parameters": trainer.net.snapshot().cpu(),
-            "snapshots": [vector.to("cpu", kind) for vector in (start, *kept)],
-            "accuracy": accuracy(trainer.net, test, run.compute),
-        }
-
     def phase(earlier: Sequence[Any], name: str, part: Part | None) -> Any:  # noqa: ANN401
         if name == "scores":
-            return scores(settings, spec, train, run.compute, part, show)
-        return each(members, partial(one, Lessons(plan, earlier[0], classes)), part)
+            return scores(settings, spec, train, compute, part, show)
+        return each(groups, partial(some, Lessons(plan, earlier[0], classes)), part)
 
     if plan:
-        _, trained = each(("scores", "teachers"), phase, run.resume)
+        _, found = each(("scores", "teachers"), phase, run.resume)
     else:
-        trained = each(members, partial(one, everything), run.resume)
+        found = each(groups, partial(some, everything), run.resume)
+    trained = [teacher for group in found for teacher in group]
     arrays = {"parameters": torch.stack([t["parameters"] for t in trained]).numpy()}
     if training.snapshots:
         arrays["snapshots"] = torch.stack([torch.stack(t["snapshots"]) for t in trained]).numpy()
@@ -90,8 +104,8 @@ def train_group(
         "members": list(members),
         "test_accuracy": [t["accuracy"] for t in trained],
         "seconds": run.seconds(),
-        "device": run.compute.describe(),
-        "precision": run.compute.precision,
+        "device": compute.describe(),
+        "precision": compute.precision,
     }
     return store.write(
         path,

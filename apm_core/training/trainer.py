@@ -7,8 +7,8 @@ CUDA graph, one for each batch size.
 """
 
 import math
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from apm_core.data.examples import Examples
 from apm_core.errors import DivergenceError
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
-from apm_core.runtime.device import Compute, Graphs
+from apm_core.runtime.device import Compute, Graphs, lanes
 from apm_core.runtime.resume import Part, SavedState
 from apm_core.runtime.run import Progress, silent
 from apm_core.training import augment
@@ -209,46 +209,38 @@ class Trainer:
         saved between two passes and continued, with the same bits.
         Raises DivergenceError with pass, loss and learning rate when the loss stops being finite.
         """
-        recipe, net = self.recipe if lr is None else replace(self.recipe, lr=lr), self.net
-        net.load(start)
-        net.module.train()
-        self._rest()
-        snapshots, first = [], 0
-        with streams.seeded(*stream, "dropout"):
-            if part and part.state:
-                snapshots, first = self._restore(part.state)
-            for index in range(first, recipe.passes):
-                if index == recipe.drop and recipe.drop_momentum:
-                    self._rest()
-                self.rate.fill_(recipe.rate(index))
-                loss = self._one_pass(among(index), *stream, index)
-                if index in keep:
-                    snapshots.append(net.snapshot())
-                last = index + 1 == recipe.passes
-                if last or progress is not silent or index % 50 == 0:
-                    self._require_finite(loss, index, recipe.rate(index))
-                    progress(index + 1, recipe.passes, {"loss": float(loss)})
-                if part and not last and part.due():
-                    part.save(self._unfinished(snapshots, index + 1))
-        net.module.eval()
+        training = Training(start, stream)
+        [snapshots] = fit_together(
+            [self], [training], lr=lr, keep=keep, among=among, progress=progress, part=part
+        )
         return snapshots
 
-    def _unfinished(self, snapshots: list[Tensor], done: int) -> SavedState:
-        """All that the passes after the first `done` depend on, and the snapshots so far."""
-        tensors = [tensor.detach().cpu() for tensor in self._carried()]
-        noise = [torch.get_rng_state()]
-        if self.compute.device.type == "cuda":
-            noise.append(torch.cuda.get_rng_state(self.compute.device))
-        return {"done": done, "carried": tensors, "snapshots": snapshots, "noise": noise}
+    def begin(self, start: Tensor) -> None:
+        """Take the parameters `start` (P,), and forget the training before."""
+        self.net.load(start)
+        self.net.module.train()
+        self._rest()
 
-    def _restore(self, state: SavedState) -> tuple[list[Tensor], int]:
-        """Put back what `_unfinished` kept; returns the snapshots, and how many passes are done."""
-        for tensor, saved in zip(self._carried(), state["carried"], strict=True):
-            tensor.copy_(saved)
-        torch.set_rng_state(state["noise"][0])
-        if self.compute.device.type == "cuda":
-            torch.cuda.set_rng_state(state["noise"][1], self.compute.device)
-        return [one.to(self.compute.device) for one in state["snapshots"]], state["done"]
+    def one_pass(
+        self, index: int, recipe: Recipe, among: Tensor | None, *stream: streams.Key
+    ) -> Tensor:
+        """Pass `index` over the examples, or over those `among`, at the rate of `recipe`; returns
+        the mean loss of its batches, 0-d, on the device.
+        """
+        if index == recipe.drop and recipe.drop_momentum:
+            self._rest()
+        self.rate.fill_(recipe.rate(index))
+        with streams.seeded(*stream, index, "dropout"):
+            return self._one_pass(among, *stream, index)
+
+    def unfinished(self) -> SavedState:
+        """All that the passes after this one depend on, in host memory."""
+        return {"carried": [tensor.detach().cpu() for tensor in self._carried()]}
+
+    def restore(self, saved: SavedState) -> None:
+        """Put back what `unfinished` gave."""
+        for tensor, value in zip(self._carried(), saved["carried"], strict=True):
+            tensor.copy_(value)
 
     def _carried(self) -> list[Tensor]:
         """The tensors that one step leaves to the next: parameters, running statistics, moments."""
@@ -345,9 +337,75 @@ class Trainer:
         if self.moments:
             self.moments.reset()
 
-    def _require_finite(self, loss: Tensor, index: int, rate: float) -> None:
-        if not torch.isfinite(loss):
+
+@dataclass(frozen=True)
+class Training:
+    """Where a training starts, (P,), and the name of its random streams."""
+
+    start: Tensor
+    stream: tuple[streams.Key, ...]
+
+
+def fit_together(
+    trainers: Sequence[Trainer],
+    trainings: Sequence[Training],
+    *,
+    lr: float | None = None,
+    keep: Collection[int] = (),
+    among: Among = everything,
+    progress: Progress = silent,
+    part: Part | None = None,
+) -> list[list[Tensor]]:
+    """`Trainer.fit` of several trainings, each with a trainer of its own, of equal recipes: a pass
+    of each in turn, and on a GPU side by side. The results are those of one after the other.
+
+    `part` keeps all of them.
+    """
+    recipe = trainers[0].recipe if lr is None else replace(trainers[0].recipe, lr=lr)
+    snapshots: list[list[Tensor]] = [[] for _ in trainers]
+    first = 0
+    alone = any(trainer.net.draws for trainer in trainers)  # captured steps share one generator
+    with lanes(trainers[0].compute.device, len(trainers), one_by_one=alone) as found:
+        members = list(zip(trainers, trainings, found, snapshots, strict=True))
+        for trainer, training, lane, _ in members:
+            with lane:
+                trainer.begin(training.start)
+        if part and part.state:
+            first = part.state["done"]
+            for (trainer, _, lane, kept), saved in zip(members, part.state["each"], strict=True):
+                with lane:
+                    trainer.restore(saved)
+                    kept += [vector.to(trainer.compute.device) for vector in saved["snapshots"]]
+        for index in range(first, recipe.passes):
+            losses, examples = [], among(index)
+            for trainer, training, lane, kept in members:
+                with lane:
+                    losses.append(trainer.one_pass(index, recipe, examples, *training.stream))
+                    if index in keep:
+                        kept.append(trainer.net.snapshot())
+            last = index + 1 == recipe.passes
+            if last or progress is not silent or index % 50 == 0:
+                values = []
+                for (_, _, lane, _), loss in zip(members, losses, strict=True):
+                    with lane:  # waits for its stream alone
+                        values.append(float(loss))
+                _require_finite(values, recipe, index)
+                progress(index + 1, recipe.passes, {"loss": sum(values) / len(values)})
+            if part and not last and part.due():
+                each = []
+                for trainer, _, lane, kept in members:
+                    with lane:
+                        each.append(trainer.unfinished() | {"snapshots": [v.cpu() for v in kept]})
+                part.save({"done": index + 1, "each": each})
+    for trainer in trainers:
+        trainer.net.module.eval()
+    return snapshots
+
+
+def _require_finite(losses: Sequence[float], recipe: Recipe, index: int) -> None:
+    for loss in losses:
+        if not math.isfinite(loss):
             raise DivergenceError(
-                f"training: {self.recipe.loss} loss is {float(loss)} in pass {index}"
-                f" of {self.recipe.passes} at learning rate {rate:g}: lower the learning rate"
+                f"training: {recipe.loss} loss is {loss} in pass {index} of {recipe.passes} at"
+                f" learning rate {recipe.rate(index):g}: lower the learning rate"
             )

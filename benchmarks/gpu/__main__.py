@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from benchmarks.gpu import machine, repeat, rounds, smoke, step, teacher, update
+from benchmarks.gpu import machine, repeat, rounds, smoke, step, teacher, together, update
 from benchmarks.gpu.record import Record, asked_and_measured, failures, forget, load
 from benchmarks.gpu.setup import Setup
 
@@ -32,6 +32,7 @@ PARTS = {
     "repeat": repeat.entries,
     "teacher": teacher.entries,
     "rounds": rounds.entries,
+    "together": together.entries,
 }
 
 

@@ -104,6 +104,7 @@ def job(snakemake: "Snakemake", kind: type[Settings]) -> Iterator[Started[Settin
                 progress.line,
                 deterministic=options.deterministic,
                 kernels=options.kernels,
+                side_by_side=options.side_by_side,
             )
             progress.line(
                 f"on {compute.device} in {compute.precision} with {snakemake.threads} threads"
@@ -114,6 +115,7 @@ def job(snakemake: "Snakemake", kind: type[Settings]) -> Iterator[Started[Settin
                 settings.to_dict(),
                 dict(snakemake.wildcards.items()),
                 _contents(snakemake),
+                compute.side_by_side,
             ]
             resume = Resume("work/.resume", identity, every=options.resume_interval)
             progress.line(f"unfinished work is kept in {resume.path}")
