@@ -42,7 +42,7 @@ def embeddings(net: FlatNet, images: Images, compute: Compute, *, batch: int = 1
 
 def labeller(net: FlatNet, compute: Compute) -> Callable[[Tensor], Tensor]:
     """A function from images (N, C, H, W) on the device to the logits (N, classes) of `net` in
-    evaluation mode, which it keeps: it may be called within a step that is compiled or captured.
+    evaluation mode, for steps of a `Trainer`; `net` is not to be changed while it is in use.
     """
     net.module.eval()
 
