@@ -1,5 +1,6 @@
 """Makes a distilled set of what somebody published, after it is settled what the files mean."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from apm_core.errors import ConfigError, DataError
 from apm_core.imports import files
 from apm_core.imports.files import Published
 from apm_core.runtime import store
+from apm_core.settings.run import ENTRY_NAME, RESERVED
 from apm_core.settings.training import RecipeSettings
 from apm_core.sidecar import Sidecar, Space
 from apm_core.training.recipe import Recipe
@@ -41,6 +43,16 @@ class Meaning:
     whitening: Path | None = None
     loss: str | None = None
     lr: float | None = None
+
+
+def place(name: str) -> Path:
+    """The file of the imported set `name`; raises ConfigError unless an entry can have the name."""
+    if not re.fullmatch(ENTRY_NAME, name) or name in RESERVED:
+        raise ConfigError(
+            f"--as {name}: not the name of an entry: lower-case letters, digits and _, a letter"
+            " first"
+        )
+    return Path("sets", f"{name}.zarr.zip")
 
 
 def import_set(path: Path, target: Path, meaning: Meaning) -> DistilledSet:
