@@ -96,7 +96,7 @@ def write(distilled: DistilledSet, path: Path, kind: str, *, pixels: bool) -> No
     Raises ArtifactError when the set's whitening is not there, or nothing can be written.
     """
     beside = place(path)
-    normalisation = _normalisation(distilled, beside.parent)
+    normalisation = _normalisation(distilled, beside)
     spaces: dict[str, Space] = {"none": "pixels", "channel": "normalised", "zca": "whitened"}
     indices = not distilled.targets.is_floating_point()
     info = distilled.artifact.info
@@ -126,18 +126,18 @@ def write(distilled: DistilledSet, path: Path, kind: str, *, pixels: bool) -> No
             versions=store.versions(),
         ),
     )
-    text = json.dumps(described.model_dump(), indent=1)
+    lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in described.model_dump().items()]
     with store.atomic_path(beside) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def _normalisation(distilled: DistilledSet, folder: Path) -> Normalisation:
+def _normalisation(distilled: DistilledSet, beside: Path) -> Normalisation:
     whitening = distilled.whitening
     if whitening.kind != "zca":
         fields = {} if whitening.kind == "none" else {"mean": whitening.mean, "std": whitening.std}
         numbers = {name: tensor.tolist() for name, tensor in fields.items()}
         return Normalisation(kind=whitening.kind, **numbers)
-    kept = whitening_file.keep(folder / distilled.whitening_file.path.name, whitening)
+    kept = whitening_file.keep(beside.with_suffix(".whitening.zarr.zip"), whitening)
     return Normalisation(kind="zca", file=kept.path.name, content=kept.content)
 
 

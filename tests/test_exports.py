@@ -33,7 +33,7 @@ def test_pt_holds_images_and_targets_class_by_class(real_set, ordered, tmp_path)
     real_set.export("pt", tmp_path / "set.pt")
     images, targets = torch.load(tmp_path / "set.pt", weights_only=True)
     assert torch.equal(images, ordered.images) and torch.equal(targets, ordered.targets)
-    files = {"set.pt", "set.pt.json", "digits.whitening.zarr.zip"}
+    files = {"set.pt", "set.pt.json", "set.pt.whitening.zarr.zip"}
     assert {path.name for path in tmp_path.iterdir()} == files
 
 

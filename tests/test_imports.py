@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from apm_core import distilled
@@ -26,6 +30,7 @@ from apm_core.settings.training import RecipeSettings
 from apm_core.stages.distill import distill_shard
 from apm_core.stages.merge import merge
 
+REPO = Path(__file__).parents[1]
 NAMES = {"pt": "a.pt", "npz": "a.npz", "tensors": "a", "folder": "a"}
 PIXELS = Meaning(space="pixels")
 
@@ -300,8 +305,52 @@ def test_a_recipe_of_another_kind_of_labels_is_refused(
 
 def test_the_entry_of_a_set_states_its_recipe(source, real_set):
     stated = entry(distilled.load(source), source)
-    settings = RunSettings.of({"distill": {"methods": [stated]}})
+    other = {"epochs": 9, "lr": 9, "optimizer": "adam", "augment": "flip", "momentum": 0.5}
+    settings = RunSettings.of({"distill": {"methods": [stated]}, "recipe": other})
     changes = settings.entries["theirs"].settings.recipe.model_dump(exclude_none=True)
     recipe = type(real_set.recipe).of(RecipeSettings().changed(changes))
     assert recipe == real_set.recipe
     assert settings.entries["theirs"].settings.files == [source.as_posix()]
+
+
+def snakemake(folder, *arguments):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "snakemake", "-s", str(REPO / "Snakefile"), "--cores", "1"),
+            *("--configfile", str(REPO / "tests/tiny.yaml"), "run.yaml", *arguments),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.workflow
+def test_the_file_of_an_imported_set_is_an_input_of_its_entry(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs = {"name": "theirs", "method": "imported", "file": "sets/theirs.zarr.zip"}
+    methods = ["random_hard", {**theirs, "recipe": {"loss": "ce"}}]
+    Path("run.yaml").write_text(yaml.safe_dump({"distill": {"methods": methods}}))
+    ours, target = (f"results/digits_ipc10.{name}.zarr.zip" for name in ("random_hard", "theirs"))
+    code, output = snakemake(tmp_path, "--", ours)
+    assert code == 0, output
+    code, output = snakemake(tmp_path, "--", target)
+    message = "sets/theirs.zarr.zip: there is no such file, and the entry theirs takes its images"
+    assert code != 0 and message in output
+    distilled.load(ours).export("npz", "a.npz")
+    import_set(Path("a.npz"), Path(theirs["file"]), Meaning())
+    code, output = snakemake(tmp_path, "--", target)
+    assert code == 0, output
+    found = distilled.load(target)
+    assert torch.equal(found.images, distilled.load(ours).images)
+    assert found.artifact.info["method"] == "imported"
+    assert "Nothing to be done" in snakemake(tmp_path, "-n", "--", target)[1]
+    with np.load("a.npz") as arrays:
+        changed = dict(arrays) | {"images": arrays["images"] * 0.5}
+    np.savez("a.npz", **changed)
+    import_set(Path("a.npz"), Path(theirs["file"]), Meaning())
+    code, output = snakemake(tmp_path, "--", target)
+    assert code == 0 and "rule distill" in output and "rule prepare" not in output
+    assert torch.equal(distilled.load(target).images, found.images * 0.5)

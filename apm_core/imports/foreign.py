@@ -106,18 +106,13 @@ def import_set(path: Path, target: Path, meaning: Meaning) -> DistilledSet:
 
 
 def entry(found: DistilledSet, path: Path) -> dict[str, Any]:
-    """The entry of `distill.methods` that evaluates the imported set `found` at `path`: what of its
-    recipe a config can state, apart from what is the default there.
+    """The entry of `distill.methods` that evaluates the imported set `found` at `path`, with all of
+    its recipe that a config can state.
     """
-    recipe, default = found.recipe.to_dict(), RecipeSettings()
-    recipe["epochs"] = found.recipe.passes - 1
-    changes = {
-        key: recipe[key]
-        for key in RecipeSettings.model_fields
-        if key in ("loss", "lr") or recipe[key] != getattr(default, key)
-    }
+    recipe = found.recipe.to_dict() | {"epochs": found.recipe.passes - 1}
     name = path.name.removesuffix(".zarr.zip")
-    return {"name": name, "method": "imported", "file": path.as_posix(), "recipe": changes}
+    stated = {key: recipe[key] for key in RecipeSettings.model_fields}
+    return {"name": name, "method": "imported", "file": path.as_posix(), "recipe": stated}
 
 
 def _are_bytes(found: Published) -> bool:
