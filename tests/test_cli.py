@@ -211,7 +211,7 @@ def test_training_refuses_what_does_not_fit(file, test_folder, tmp_path):
     run = ("train", file, "--arch", "convnet", "--epochs", 1)
     (test_folder / "0").rename(test_folder / "zero")
     assert "'zero' is no class of the set: name" in refused(*run, "--test", test_folder)
-    assert "is not a folder" in refused(*run, "--test", tmp_path / "none")
+    assert "there is no such folder" in refused(*run, "--test", tmp_path / "none")
     assert "width=9 is a setting of" in refused("train", file, "--arch", "alexnet", "--width", 9)
     alone = Path(shutil.copy(file, tmp_path / "alone.zarr.zip"))
     call("train", alone, "--arch", "convnet", "--epochs", 1, "--width", 4)

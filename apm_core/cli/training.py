@@ -79,8 +79,12 @@ def test_examples(found: DistilledSet, folder: Path) -> Examples:
     """The images of the class folders of `folder`, in the size of the set and by its whitening,
     with the indices of its classes.
 
-    Raises DataError for a folder that is no class of the set.
+    Raises DataError for a folder that is missing or is no class of the set.
     """
+    if not folder.is_dir():
+        raise DataError(
+            f"--test {folder}: there is no such folder: name one with a folder per class"
+        )
     files = class_files(folder)
     strange = sorted(set(files) - set(found.class_names))
     if strange:

@@ -44,7 +44,7 @@ def export(distilled: DistilledSet, path: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise ConfigError('hf: pyarrow is not installed: pip install "apm[hf]"') from None
+        raise ConfigError("hf: pyarrow is not installed: pip install pyarrow") from None
     soft = distilled.targets.is_floating_point()
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     columns = {
