@@ -44,7 +44,7 @@ class Normalisation(Section):
     content: str | None = None  # hash of its arrays
 
 
-class Meaning(Section):
+class Targets(Section):
     """The labels: logits for a loss, or class indices."""
 
     kind: Literal["logits", "class indices"]
@@ -76,7 +76,7 @@ class Sidecar(Section):
     format: str
     images: Images
     normalisation: Normalisation
-    labels: Meaning
+    labels: Targets
     recipe: dict[str, Any]
     class_names: list[str]
     classes: list[int]  # of each image
@@ -85,8 +85,8 @@ class Sidecar(Section):
 
 
 def place(path: Path) -> Path:
-    """Where the sidecar of a set's file or folder lies."""
-    return path.with_name(f"{path.name}.json") if path.suffix else path / NAME
+    """Where the sidecar of a set's file or folder, which exists, lies."""
+    return path / NAME if path.is_dir() else path.with_name(f"{path.name}.json")
 
 
 def write(distilled: DistilledSet, path: Path, kind: str, *, pixels: bool) -> None:
@@ -109,7 +109,7 @@ def write(distilled: DistilledSet, path: Path, kind: str, *, pixels: bool) -> No
             tiles=distilled.tiles,
         ),
         normalisation=normalisation,
-        labels=Meaning(
+        labels=Targets(
             kind="class indices" if indices else "logits",
             loss=distilled.recipe.loss,
             bits=8 * distilled.labels.values.element_size(),

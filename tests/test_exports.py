@@ -189,3 +189,9 @@ def test_an_export_leaves_other_files_alone(real_set, tmp_path):
     with pytest.raises(ConfigError, match=r"set: pt is one file: name it set\.pt"):
         real_set.export("pt", tmp_path / "set")
     assert [path.name for path in tmp_path.iterdir()] == ["note.pt"]
+
+
+def test_a_folder_may_have_a_point_in_its_name(real_set, tmp_path):
+    real_set.export("tensors", tmp_path / "digits.random")
+    assert (tmp_path / "digits.random/set.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.random"]

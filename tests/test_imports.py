@@ -197,6 +197,9 @@ def hostile(folder):
         "half": [images, torch.full((4,), 0.5)],
         "negative": [images, torch.tensor([0, 1, -1, 0])],
         "text": ["a", "b"],
+        "sparse": [images.to_sparse(), torch.zeros(4)],
+        "complex": [images.to(torch.complex64), torch.zeros(4)],
+        "meta": [images.to("meta"), torch.zeros(4)],
     }.items():
         torch.save(value, folder / f"{name}.pt")
     return sorted(folder.iterdir())
@@ -206,7 +209,7 @@ def test_files_that_are_no_sets_are_refused_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path)
     paths = [*hostile(tmp_path / "in"), tmp_path / "in/missing.pt"]
-    assert len(paths) == 19
+    assert len(paths) == 22
     for path in paths:
         with pytest.raises(ApmError) as caught:
             imported(path, tmp_path, PIXELS)

@@ -146,10 +146,13 @@ def doctor(folder: Path, ipc: int | None, resolution: int | None) -> None:
 
 
 @main.command()
-@click.argument("config", type=File)
-def plan(config: Path) -> None:
-    """Count the jobs of a run, and estimate its hours and disk space."""
+@click.argument("configs", type=File, nargs=-1, required=True)
+def plan(configs: tuple[Path, ...]) -> None:
+    """Count the jobs of a run, and estimate its hours and disk space.
+
+    CONFIGS are laid over config.yaml, one after the other, as with snakemake --configfile.
+    """
     from apm_core.cli import planned
 
-    for line in planned.lines(config):
+    for line in planned.lines(configs):
         click.echo(line)

@@ -5,9 +5,10 @@ epochs, plus the overhead of a step, at the speeds of `apm_core.runtime.device`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -61,9 +62,9 @@ class Work:
         return (self.flops / plain.flops + self.steps * plain.step_s) / 3600
 
 
-def lines(config: Path) -> Iterator[str]:
+def lines(configs: Sequence[Path]) -> Iterator[str]:
     """The plan of a run in words; raises ConfigError for a config that is none."""
-    plan = Plan(RunSettings.of(read(config)))
+    plan = Plan(RunSettings.of(read(configs)))
     counts = jobs(plan)
     yield f"{'stage':<14}{'jobs':>6}"
     yield from (f"{stage:<14}{count:>6}" for stage, count in counts.items() if count)
@@ -73,7 +74,7 @@ def lines(config: Path) -> Iterator[str]:
         name = plan.settings.dataset.name
         yield (
             "estimates: need the number of images: run snakemake --configfile"
-            f" {config} -- work/{name}/data.zarr.zip first"
+            f" {' '.join(map(str, configs))} -- work/{name}/data.zarr.zip first"
         )
         return
     yield "estimates, not measurements; hours of one device, uncompiled:"
@@ -85,13 +86,12 @@ def lines(config: Path) -> Iterator[str]:
     yield "  not estimated: distill (its job logs the hours after two rounds) and NAS"
 
 
-def read(config: Path) -> dict:
-    """The config laid over config.yaml, as Snakemake does it."""
-    base = ROOT.parent / "config.yaml"
-    found: dict = {}
-    for path in (base, config):
-        if path == base and not path.is_file():
-            continue
+def read(configs: Sequence[Path]) -> dict[str, Any]:
+    """The configs laid over config.yaml, if that is at hand, and over each other, as Snakemake does
+    it; raises ConfigError for a file that is missing or none.
+    """
+    base, found = ROOT.parent / "config.yaml", {}
+    for path in [*([base] if base.is_file() else []), *configs]:
         try:
             stated = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except FileNotFoundError:

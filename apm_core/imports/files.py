@@ -153,17 +153,17 @@ def _load(path: Path) -> Any:  # noqa: ANN401 - what was saved
 
 
 def _images(value: Any, path: Path) -> Tensor:  # noqa: ANN401
-    if not isinstance(value, Tensor):
-        raise ArtifactError(f"{path}: the images are {_described(value)}: expected a tensor")
+    if not _is_plain(value):
+        raise ArtifactError(f"{path}: the images are {_described(value)}: expected a dense tensor")
     value = value.detach().contiguous()
     return value if value.dtype == torch.uint8 else value.float()
 
 
 def _targets(value: Any, path: Path) -> Tensor:  # noqa: ANN401
-    if not isinstance(value, Tensor) or value.ndim not in (1, 2):
+    if not _is_plain(value) or value.ndim not in (1, 2):
         raise ArtifactError(
             f"{path}: the labels are {_described(value)}: expected class indices (N,) or logits"
-            " (N, classes)"
+            " (N, classes), dense"
         )
     value = value.detach().contiguous()
     if value.ndim == 2:
@@ -173,9 +173,16 @@ def _targets(value: Any, path: Path) -> Tensor:  # noqa: ANN401
     return value.long()
 
 
+def _is_plain(value: Any) -> bool:  # noqa: ANN401
+    """Whether `value` is a tensor of real numbers that are all there."""
+    if not isinstance(value, Tensor) or value.is_quantized or value.is_complex():
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu"
+
+
 def _rate(value: Any, path: Path) -> float:  # noqa: ANN401
     lr = float(value) if isinstance(value, int | float) else math.nan
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if _is_plain(value) and value.numel() == 1:
         lr = float(value.detach())
     if not 0 < lr < math.inf:
         raise ArtifactError(

@@ -67,23 +67,16 @@ def import_set(path: Path, target: Path, meaning: Meaning) -> DistilledSet:
     """
     found, beside = files.read(path), sidecar.read(path)
     whitening = _whitening(found, beside, meaning, path)
-    try:
-        if _are_bytes(found):
-            whitening.apply(found.images[:1])
-            pixels = found.images
-        else:
-            pixels = to_uint8(whitening.invert(found.images))
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    pixels = _pixels(found, whitening, path)
     recipe = _recipe(found, beside, meaning, path)
-    targets = _targets(found.targets, recipe)
-    count, names = _class_names(found, beside, path)
+    names = _class_names(found, beside, path)
+    classes = _classes(found, beside, len(names), path)
     name = target.name.removesuffix(".zarr.zip")
     file = whitening_file.keep(target.with_name(f"{name}.whitening.zarr.zip"), whitening)
     made = DistilledSet(
         stored=found.images,
-        classes=_classes(found, beside, count, path),
-        labels=Labels.of(targets),
+        classes=classes,
+        labels=Labels.of(_targets(found.targets, recipe)),
         recipe=recipe,
         pixels=pixels,
         whitening_file=file,
@@ -117,6 +110,17 @@ def entry(found: DistilledSet, path: Path) -> dict[str, Any]:
 
 def _are_bytes(found: Published) -> bool:
     return found.images.dtype == torch.uint8
+
+
+def _pixels(found: Published, whitening: Whitening, path: Path) -> Tensor:
+    """The images as uint8 pixels; raises DataError for a whitening of other images."""
+    try:
+        if _are_bytes(found):
+            whitening.apply(found.images[:1])
+            return found.images
+        return to_uint8(whitening.invert(found.images))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _whitening(found: Published, beside: Sidecar | None, meaning: Meaning, path: Path) -> Whitening:
@@ -195,10 +199,8 @@ def _targets(targets: Tensor, recipe: Recipe) -> Tensor:
     return targets
 
 
-def _class_names(
-    found: Published, beside: Sidecar | None, path: Path
-) -> tuple[int, tuple[str, ...]]:
-    """How many classes there are, and their names, or numbers where nobody names them."""
+def _class_names(found: Published, beside: Sidecar | None, path: Path) -> tuple[str, ...]:
+    """The names of the classes, or their numbers where nobody names them."""
     if beside:
         names = tuple(beside.class_names)
     elif found.class_names:
@@ -211,7 +213,7 @@ def _class_names(
         raise DataError(
             f"{path}: labels of {found.targets.shape[1]} classes, and {len(names)} class names"
         )
-    return len(names), names
+    return names
 
 
 def _classes(found: Published, beside: Sidecar | None, count: int, path: Path) -> Tensor:
