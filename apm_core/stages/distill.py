@@ -171,10 +171,11 @@ def distill_shard(
     pool: TeacherPool | None,
     run: Run,
     *,
+    shards: int = 1,
     segment: int | None = None,
     budget: Budget | None = None,
 ) -> store.Artifact:
-    """Distil shard number `shard` as the settings say and write it to `path`."""
+    """Distil shard number `shard` of `shards` as the settings say and write it to `path`."""
     method, ipc, tiles = methods.build(settings), settings.ipc, None
     if settings.tiles > 1:
         tiles = Tiles(settings.tiles, data.whitening)
@@ -197,6 +198,7 @@ def distill_shard(
         limit=budget.bytes if budget else None,
         progress=run.progress,
         resume=run.resume,
+        shards=shards,
     )
     if isinstance(method, OneShot):
         result = method.make(job)
@@ -222,6 +224,8 @@ def distill_shard(
     inputs = {"data": data.artifact}
     for number, artifact in enumerate(pool.artifacts if pool else ()):
         inputs[f"teachers{number}"] = artifact
+    if result.source:
+        inputs["source"] = result.source
     return store.write(path, KIND, arrays, settings=settings.to_dict(), inputs=inputs, info=info)
 
 
