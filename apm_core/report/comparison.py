@@ -111,7 +111,7 @@ def _score(score: Mapping[str, Any] | None) -> str:
 def _control(results: Results, name: str) -> str:
     control = results["methods"][name].get("control")
     if not control:
-        return "\u2013"
+        return "-"
     differs = ", ".join(control["recipe"])
     note = f"<br><small>other {escape(differs)}</small>" if differs else ""
     return escape(control["entry"]) + note
