@@ -53,9 +53,7 @@ def _bars(
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(unit)
     said = ", ".join(f"{key} {value:.{digits}f}" for key, value in values.items())
-    return Chart(
-        title, text, f"{title}, {unit}: {said}", style.svg(figure, name, f"{title}: {said}")
-    )
+    return Chart(title, text, style.svg(figure, name, f"{title}, {unit}: {said}"))
 
 
 def _numbers(axes: Axes, values: list[float], digits: int) -> None:

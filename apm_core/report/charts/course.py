@@ -46,7 +46,6 @@ def _chart(name: str, history: History) -> Chart | None:
         f"How {name} was distilled",
         f"Figures of the rounds of the first shard, single rounds at equal distances, {shape}"
         " scale.",
-        f"Learning curves of {name}: {ends}",
         style.svg(figure, f"course-{name}", f"Learning curves of {name}: {ends}"),
     )
 

@@ -43,6 +43,5 @@ def _chart(results: Mapping[str, Any], network: str) -> Chart | None:
         f"What distillation adds on {network}",
         "Accuracy above that of each set's control, in percentage points, with the 95 % interval."
         f" Filled: real ({SIGNS['gain']} or {SIGNS['loss']}); hollow: noise, or one network only.",
-        f"Points above the control. {said}",
-        style.svg(figure, f"differences-{network}", f"Points above the control on {network}"),
+        style.svg(figure, f"differences-{network}", f"Points above the control. {said}"),
     )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from apm_core.report.charts import style
 from apm_core.report.charts.style import Chart
@@ -125,7 +126,7 @@ def _cores(device: str) -> int | None:
 
 
 def _made(
-    figure: Any,  # noqa: ANN401
+    figure: Figure,
     name: str,
     title: str,
     text: str,
@@ -135,4 +136,4 @@ def _made(
     means = {n: one["accuracy"][network]["mean"] for n, one in methods.items()}
     order = sorted(means, key=means.__getitem__, reverse=True)
     said = f"{title}, from the best: " + ", ".join(f"{n} {means[n]:.1f} %" for n in order)
-    return Chart(title, text, said, style.svg(figure, name, said))
+    return Chart(title, text, style.svg(figure, name, said))

@@ -42,7 +42,6 @@ def _chart(name: str, nas: Mapping[str, Any], look: Look) -> Chart:
         f"Networks ranked by {name}",
         f"{nas['networks']} networks of NAS-Bench-201; on the line both ranks are equal. The"
         " interval comes from drawing networks anew.",
-        f"Ranks of {nas['networks']} networks by {name} against those by the full data: {said}",
         style.svg(figure, f"ranking-{name}", f"Ranks by {name}: {said}"),
     )
 

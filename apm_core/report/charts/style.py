@@ -45,13 +45,11 @@ class Chart:
     Attributes:
         title: what is seen.
         text: how to read it, and its limits.
-        alternative: its content for those who do not see it.
         svg: an element to put into a page.
     """
 
     title: str
     text: str
-    alternative: str
     svg: str
 
 
@@ -98,7 +96,10 @@ def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
 
 
 def svg(figure: Figure, name: str, alternative: str) -> str:
-    """The drawing as an SVG element, its ids beginning with `name`, without outside references."""
+    """The drawing as an SVG element without outside references.
+
+    Its ids begin with `name`; `alternative` is its content for those who do not see it.
+    """
     out = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(out, format="svg", metadata=nothing)

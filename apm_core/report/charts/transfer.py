@@ -44,7 +44,6 @@ def charts(results: Mapping[str, Any]) -> list[Chart]:
         Chart(
             "One set, several architectures",
             f"Mean accuracy in percent; the darker, the higher. {said}.",
-            f"Heat map of accuracies. {said}",
             style.svg(figure, "transfer", f"Heat map of accuracies. {said}"),
         )
     ]
