@@ -105,12 +105,9 @@ def _sections(
         curves = course.charts(histories)
         spent = costs.charts(results)
     accuracies = comparison.accuracies(results) + f"<p>{escape(JUDGED)}</p>" + _figures(gains)
-    note = "<p>True colours, the whitening undone. The slider goes back to the images that the"
-    note += " distillation started from.</p>"
-    gallery = f'{note}<div class="sets">{images}</div>' if images else ""
     return [
         Section("accuracy", "Test accuracy, and what is real of it", accuracies),
-        Section("images", "Real images beside distilled ones", gallery),
+        Section("images", "Real images beside distilled ones", images),
         Section("price", "What accuracy costs, and where it holds", _figures(bought)),
         Section("ranking", "Ranking networks as the full data do", _figures(ranks)),
         Section("course", "How the distillation went", _figures(curves)),

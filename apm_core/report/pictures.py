@@ -18,7 +18,7 @@ from apm_core.distilled import DistilledSet
 from apm_core.methods.history import CLASSES, IPC, History, shown
 
 GAP = 1  # white pixels between images
-BUDGET = 8 << 20  # bytes of the pixels of a page; classes beyond it are left out
+BUDGET = 12 << 20  # bytes of the pixels of a page; classes beyond it are left out
 LEAST_CLASSES = 4
 ZOOMED = 40  # pixels of a screen that an image is wide, at least
 END = "end"  # of the rounds
@@ -58,7 +58,7 @@ class Sheet:
 def gallery(
     sets: Mapping[str, DistilledSet], data: PreparedData, histories: Mapping[str, History]
 ) -> str:
-    """A figure for each set: a row for each class, real images left, distilled ones right, and a
+    """A figure for each set: a row for each class, real images left, those of the set right, and a
     slider over the rounds where there is a history. Sets of tiles are shown as they are stored, and
     as networks see them.
     """
@@ -66,8 +66,13 @@ def gallery(
     classes = list(any_set.class_names)[: _affordable(sets, histories)]
     real = data.pictures(min(IPC, any_set.ipc), len(classes))
     sheet = Sheet.of(real.reshape(-1, *real.shape[2:]), len(classes))
-    return "".join(
+    figures = (
         _figure(name, one, histories.get(name), sheet, classes) for name, one in sets.items()
+    )
+    return (
+        f"<p>True colours, the whitening undone; {len(classes)} of {len(any_set.class_names)}"
+        " classes. The slider goes back to the images that the distillation started from.</p>"
+        f'<div class="sets">{"".join(figures)}</div>'
     )
 
 
@@ -91,7 +96,7 @@ def _figure(
     rows = f"images of {', '.join(classes)}, a row for each"
     labels = "".join(f"<span>{escape(label)}</span>" for label in classes)
     parts = [_block("real", real.element(zoom, f"real {rows}"))]
-    title, what = "distilled", f"{name}, {rows}"
+    title, what = "in the set", f"{name}, {rows}"
     if one.tiles > 1:
         stored = f"stored, {one.tiles} x {one.tiles} tiles"
         parts.append(_block(stored, _strip(frames, zoom, f"{stored}: {what}", len(classes))))
@@ -99,8 +104,9 @@ def _figure(
         frames = {when: to_uint8(decoder.decode(frame)) for when, frame in frames.items()}
         title = "as networks see them"
     parts.append(_block(title, _strip(frames, zoom, what, len(classes))))
+    kind = "set tiled" if one.tiles > 1 else "set"
     return (
-        f'<figure class="set"><figcaption><h3>{escape(name)}</h3>{_slider(name, list(frames))}'
+        f'<figure class="{kind}"><figcaption><h3>{escape(name)}</h3>{_slider(name, list(frames))}'
         f'</figcaption><div class="wide" tabindex="0"><div class="rows">'
         f'<div class="block"><span></span><div class="labels">{labels}</div></div>'
         f"{''.join(parts)}</div></div></figure>"

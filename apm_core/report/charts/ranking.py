@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from apm_core.report.charts import style
 from apm_core.report.charts.style import Chart, Look
@@ -27,8 +28,11 @@ def _chart(name: str, nas: Mapping[str, Any], look: Look) -> Chart:
     axes.set_xlabel("rank by the full data (1: best)")
     axes.set_ylabel(f"rank by {name}")
     axes.set_aspect("equal")
-    axes.invert_xaxis()
-    axes.invert_yaxis()
+    ends = len(reference) + 0.7, 0.3  # the best is at the top right
+    axes.set_xlim(*ends)
+    axes.set_ylim(*ends)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator("auto", integer=True))
     spearman = nas["spearman"]
     said = "no rank correlation: all are equal"
     if spearman["mean"] is not None:
@@ -37,10 +41,9 @@ def _chart(name: str, nas: Mapping[str, Any], look: Look) -> Chart:
             low, high = spearman["ci95"]
             said += f", 95 % interval {low:.2f} to {high:.2f}"
             said += "" if low > 0 or high < 0 else ", which includes zero"
-    axes.set_title(said, fontsize=9)
     return Chart(
         f"Networks ranked by {name}",
-        f"{nas['networks']} networks of NAS-Bench-201; on the line both ranks are equal. The"
+        f"{nas['networks']} networks of NAS-Bench-201, {said}. On the line both ranks are equal; the"
         " interval comes from drawing networks anew.",
         style.svg(figure, f"ranking-{name}", f"Ranks by {name}: {said}"),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")  # with the colours: 77 pairs
@@ -85,6 +86,16 @@ def canvas(height: float) -> tuple[Figure, Axes]:
     """An empty chart of `WIDTH` and `height` in inches."""
     figure = Figure(figsize=(WIDTH, height))
     return figure, figure.add_subplot()
+
+
+def logarithmic(axes: Axes) -> None:
+    """Make the x axis of what is drawn logarithmic, with plain numbers; those between powers of ten
+    only where there is room.
+    """
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
