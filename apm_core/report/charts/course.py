@@ -34,7 +34,7 @@ def _chart(name: str, history: History) -> Chart | None:
         )
     positive = all(np.nanmin(values) > 0 for values in curves.values())
     if positive:
-        axes.set_yscale("log")
+        style.logarithmic(axes, "y")
     axes.set_xlabel("rounds done")
     style.legend(figure, axes)
     ends = ", ".join(

@@ -60,7 +60,7 @@ def _bytes(
             )
     for name, one in methods.items():
         _point(axes, one, network, stored[name] / 1000, looks[name], marked(name, one))
-    style.logarithmic(axes)
+    style.logarithmic(axes, "x")
     axes.set_xlabel("images and labels, kB")
     axes.set_ylabel(f"accuracy on {network}, %")
     _ceiling(axes, results, network)
@@ -85,7 +85,7 @@ def _seconds(results: Mapping[str, Any], methods: Methods, network: str) -> Char
         mean = one["accuracy"][network]["mean"]
         axes.plot([own, whole], [mean, mean], ":", color=looks[name].colour, linewidth=1)
         _point(axes, one, network, own, looks[name], marked(name, one))
-    style.logarithmic(axes)
+    style.logarithmic(axes, "x")
     unit = "core seconds" if all(cores.values()) else "seconds on its device"
     axes.set_xlabel(f"{unit} to distil")
     axes.set_ylabel(f"accuracy on {network}, %")

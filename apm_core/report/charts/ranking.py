@@ -43,8 +43,8 @@ def _chart(name: str, nas: Mapping[str, Any], look: Look) -> Chart:
             said += "" if low > 0 or high < 0 else ", which includes zero"
     return Chart(
         f"Networks ranked by {name}",
-        f"{nas['networks']} networks of NAS-Bench-201, {said}. On the line both ranks are equal; the"
-        " interval comes from drawing networks anew.",
+        f"{nas['networks']} networks of NAS-Bench-201, {said}. On the line both ranks are equal;"
+        " the interval comes from drawing networks anew.",
         style.svg(figure, f"ranking-{name}", f"Ranks by {name}: {said}"),
     )
 

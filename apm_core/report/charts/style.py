@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -88,14 +89,15 @@ def canvas(height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def logarithmic(axes: Axes) -> None:
-    """Make the x axis of what is drawn logarithmic, with plain numbers; those between powers of ten
+def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis of what is drawn logarithmic, with plain numbers; those between powers of ten
     only where there is room.
     """
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
