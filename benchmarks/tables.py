@@ -163,6 +163,18 @@ def ablation(report: dict[str, Any]) -> str:
     return rows(["held-out accuracy, %", *(f"IPC {ipc}" for ipc in sizes)], lines)
 
 
+def product(report: dict[str, Any]) -> str:
+    """Accuracy and bytes of distilled sets in several forms: mean and deviation over sets."""
+    lines = []
+    for row in report["rows"]:
+        score, kilobytes = row["sets"], (row["image_bytes"] / 1000, row["label_bytes"] / 1000)
+        accuracy = f"{score['mean']:.1f} ± {score['std']:.1f}"
+        lines.append(
+            [f"{row['entry']}, {row['form']}", accuracy, *(f"{k:,.1f}" for k in kilobytes)]
+        )
+    return rows(["stored as", "accuracy, %", "images, kB", "labels, kB"], lines)
+
+
 def summary(*reports: dict[str, Any]) -> str:
     """For each IPC: `OURS`, the best other system, `CONTROL` and the full data."""
 
@@ -192,6 +204,7 @@ TABLES: dict[str, Callable[..., str]] = {
         overhead,
         peaks,
         precisions,
+        product,
         seconds,
         side_by_side,
         steps,

@@ -17,6 +17,7 @@ from apm_core.errors import ConfigError
 from apm_core.nets import nasbench201
 from apm_core.runtime.device import Compute
 from apm_core.settings.plan import Plan
+from apm_core.settings.product import Product
 from benchmarks import (
     budget,
     chaos,
@@ -28,6 +29,8 @@ from benchmarks import (
     picture,
     pipeline,
     precision,
+    product,
+    seeds,
     tables,
     trajectory,
 )
@@ -300,6 +303,38 @@ def test_the_table_of_the_ablation_has_a_column_for_each_ipc():
         "| base | 28.0 ± 0.5 | 50.0 ± 0.5 |",
         "| other |  | 49.0 |",
     ]
+
+
+def run_of(**means: float) -> dict[str, Any]:
+    """What a results file says of entries with these accuracies."""
+    return {
+        "methods": {
+            entry: {
+                "accuracy": {"convnet": {"mean": mean, "n": 5}},
+                "cost": {"distill_seconds": mean},
+                "image_bytes": 1500,
+                "label_bytes": 200,
+            }
+            for entry, mean in means.items()
+        }
+    }
+
+
+def test_seeds_are_the_sets_of_a_row():
+    config = pipeline.config_of([], ["ipc=4", "distill.methods=[apm, random]", "distill.rounds=9"])
+    found = seeds.rows_of(config, [run_of(apm=50.0, random=30.0), run_of(apm=54.0, random=30.0)])
+    apm, random = found
+    assert (apm["variant"], apm["ipc"], apm["rounds"], random["rounds"]) == ("apm", 4, 9, None)
+    assert apm["sets"]["runs"] == [50.0, 54.0] and apm["sets"]["mean"] == 52.0
+    assert (apm["seconds"], apm["bytes"], apm["networks"]) == (52.0, 1700, 5)
+
+
+def test_the_first_form_of_a_product_is_the_default_and_no_two_are_equal():
+    forms = [Product(**changes) for changes in product.FORMS.values()]
+    assert forms[0] == Product() and len({form.model_dump_json() for form in forms}) == len(forms)
+    runs = [run_of(apm=mean)["methods"] for mean in (50.0, 52.0)]
+    table = tables.product({"rows": product.rows("float32", runs)})
+    assert table.splitlines()[-1] == "| apm, float32 | 51.0 ± 1.4 | 1.5 | 0.2 |"
 
 
 @pytest.fixture

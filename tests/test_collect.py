@@ -43,6 +43,7 @@ NAS = {
 
 
 DATA = "d" * 64
+TEACHER = {"network": "convnet", "accuracy": 81.0, "content": "t" * 64}
 
 
 def made_from(entry: str) -> dict[str, str]:
@@ -97,10 +98,19 @@ def files(tmp_path):
     return found
 
 
-def evaluation(files, network: str) -> Path:
-    """The score file of `network` on the set of apm."""
-    [file] = [one for one in files if one.match(f"ipc2.apm/{network}.json")]
+def evaluation(files, network: str, entry: str = "apm") -> Path:
+    """The score file of `network` on the set of an entry."""
+    [file] = [one for one in files if one.match(f"ipc2.{entry}/{network}.json")]
     return file
+
+
+def label_online(files, entry: str, teacher: str = "t") -> None:
+    """Evaluate the ConvNet on the set of an entry under the labels of a teacher too."""
+    file = evaluation(files, "convnet", entry)
+    what, inputs = store.read_json(file, "scores")
+    online = trained([66.0, 70.0]) | {"teacher": {**TEACHER, "content": teacher * 64}}
+    what["protocols"]["kd"] = online
+    store.write_json(file, "scores", what, {**inputs, "teacher": teacher * 64})
 
 
 def results(files, *entries: str) -> dict:
@@ -160,6 +170,7 @@ def test_every_documented_key_is_there(files):
         "compression",
         "accuracy",
         "plain_accuracy",
+        "online_label_accuracy",
     }
     keys |= {"hard_label_accuracy", "lrs", "ars", "nas", "cost", "control"}
     for method in found["methods"].values():
@@ -211,6 +222,26 @@ def test_robust_scores_need_all_their_accuracies(files):
     assert alone["lrs"] is None and alone["ars"] is None
 
 
+def test_accuracies_under_online_labels_stand_alone_and_name_their_teacher(files):
+    before = results(files)["methods"]["apm"]
+    label_online(files, "apm")
+    found = results(files)["methods"]["apm"]
+    online = {**scores.summarize([66.0, 70.0]), "lr": 0.1, "teacher": TEACHER}
+    assert found.pop("online_label_accuracy") == {"convnet": online}
+    assert before.pop("online_label_accuracy") == {} and found == before
+
+
+def test_online_labels_of_two_teachers_are_not_compared(files):
+    label_online(files, "apm")
+    label_online(files, "random")
+    assert results(files)["methods"]["random"]["online_label_accuracy"]["convnet"]["mean"] == 68.0
+    label_online(files, "random", "u")
+    other, first = (evaluation(files, "convnet", entry) for entry in ("random", "apm"))
+    message = f"{other}: another teacher labelled than for {first}: delete both and run again"
+    with pytest.raises(ArtifactError, match=message):
+        results(files)
+
+
 def test_files_say_themselves_what_they_measured(files, tmp_path):
     expected = results(files)
     misplaced = [
@@ -221,9 +252,11 @@ def test_files_say_themselves_what_they_measured(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "prefix"), [("own", ""), ("hard", "hard_label_"), ("plain", "plain_")]
+    ("protocol", "prefix"),
+    [("own", ""), ("hard", "hard_label_"), ("plain", "plain_"), ("kd", "online_label_")],
 )
 def test_a_metric_that_nothing_here_knows_is_passed_on(files, protocol, prefix):
+    label_online(files, "apm")
     file = evaluation(files, "convnet")
     what, inputs = store.read_json(file, "scores")
     what["protocols"][protocol]["metrics"]["top5"] = scores.summarize([90.0, 94.0])
@@ -231,6 +264,8 @@ def test_a_metric_that_nothing_here_knows_is_passed_on(files, protocol, prefix):
     store.write_json(file, "scores", what, inputs)
     found = results(files)
     score = {**scores.summarize([90.0, 94.0]), "lr": 0.1}
+    if protocol == "kd":
+        score["teacher"] = TEACHER
     assert found["methods"]["apm"].pop(f"{prefix}top5") == {"convnet": score}
     assert found == before
 
@@ -261,6 +296,7 @@ def test_files_of_other_sets_are_refused(files, tmp_path):
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_score_files_of_another_run_are_refused(files, number):
+    label_online(files, "apm")
     what, inputs = store.read_json(files[number], "scores")
     for role in inputs:
         store.write_json(files[number], "scores", what, {**inputs, role: "f" * 64})
@@ -279,10 +315,13 @@ def test_damaged_score_files_are_refused(files):
 
 def test_the_summary_has_one_line_per_method_of_every_run(files, tmp_path):
     folder = tmp_path / "results"
+    label_online(files, "apm")
     store.write_json(folder / "toys_ipc2.json", "results", results(files))
     of_apm = [one for one in files if "apm" in str(one.relative_to(tmp_path))]
     kept = [one for one in files if one not in of_apm and "vgg11" not in one.name]
-    store.write_json(folder / "toys_ipc1.json", "results", results(kept, "random"))
+    older = results(kept, "random")
+    del older["methods"]["random"]["online_label_accuracy"]  # which these did not have
+    store.write_json(folder / "toys_ipc1.json", "results", older)
     summarize_folder(folder)
     with (folder / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -305,6 +344,8 @@ def test_the_summary_has_one_line_per_method_of_every_run(files, tmp_path):
         "convnet_std": "2.828",
         "convnet_hard_mean": "40.0",
         "convnet_hard_std": "0.0",
+        "convnet_online_mean": "68.0",
+        "convnet_online_std": "2.828",
         "vgg11_mean": "50.0",
         "vgg11_std": "0.0",
     }

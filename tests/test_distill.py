@@ -369,6 +369,6 @@ def test_a_method_without_rounds_is_asked_once_and_given_all_that_a_job_has(
 
 
 def test_unknown_method_is_refused_with_those_that_exist():
-    message = "there is no method 'mm'; known here: apm, apm_plus, bptt, .*, random_hard$"
+    message = "there is no method 'mm'; known here: apm, apm_plus, bptt, .*, rded_hard$"
     with pytest.raises(ConfigError, match=rf"distill\.methods\.1: {message}"):
         RunSettings.of({"distill": {"methods": ["apm", "mm"]}})

@@ -6,21 +6,25 @@ from typing import get_args
 import pytest
 
 from apm_core.data.examples import Examples
+from apm_core.data.labels import Labels
 from apm_core.errors import DivergenceError
 from apm_core.nets.spec import Spec
+from apm_core.runtime import store
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
-from apm_core.settings.evaluation import Protocol
+from apm_core.settings.evaluation import OnlineTraining, Protocol
 from apm_core.settings.stages import CeilingSettings, EvaluateSettings
 from apm_core.settings.training import Network
 from apm_core.stages.evaluate import ceiling, evaluate, protocol_recipe
 from apm_core.training import rate_search
-from apm_core.training.inference import accuracy
-from apm_core.training.recipe import Recipe, teacher_recipe
+from apm_core.training.inference import accuracy, labeller
+from apm_core.training.recipe import Recipe, online_recipe, teacher_recipe
+from apm_core.training.teacher_pool import TeacherPool
 from apm_core.training.trainer import Trainer
 
 RECIPE = Recipe(passes=3, lr=0.5, batch=7, drop_momentum=True, loss="soft_ce", augment="crop")
 PROTOCOLS = get_args(Protocol)
+KD = OnlineTraining(epochs=13, batch=9, lr=0.01, augment="crop_scale")
 
 
 @pytest.fixture
@@ -34,6 +38,7 @@ def settings():
         network=Network(width=6, depth=1),
         precision="float32",
         seed=3,
+        kd=KD,
     )
 
 
@@ -46,16 +51,19 @@ def runs(result: dict, protocol: Protocol = "own") -> list[float]:
     return result["protocols"][protocol]["metrics"]["accuracy"]["runs"]
 
 
-def by_hand(spec: Spec, recipe: Recipe, examples: Examples, data, cpu, *stream) -> float:
+def by_hand(
+    spec: Spec, recipe: Recipe, examples: Examples, data, cpu, *stream, label=None
+) -> float:
     """The accuracy of one network, from the pieces that the other tests check."""
-    one = Trainer(spec.network(cpu.device), recipe, cpu, examples, networks=1)
+    one = Trainer(spec.network(cpu.device), recipe, cpu, examples, networks=1, label=label)
     one.fit(spec.fresh(*stream, "weights"), *stream)
     return accuracy(one.net, data.examples("test", cpu), cpu)
 
 
-def test_protocols_change_labels_loss_and_augmentation_alone(settings):
+def test_protocols_change_labels_loss_and_augmentation_alone(settings, real_set):
+    one = replace(real_set, recipe=RECIPE)
     found = {
-        name: protocol_recipe(RECIPE, settings.changed({"lr": 0.1, "epochs": 100}), name)
+        name: protocol_recipe(one, settings.changed({"lr": 0.1, "epochs": 100}), name)
         for name in PROTOCOLS
     }
     own = replace(RECIPE, lr=0.1, passes=101, drop=52)
@@ -63,25 +71,44 @@ def test_protocols_change_labels_loss_and_augmentation_alone(settings):
         "own": own,
         "hard": replace(own, loss="ce"),
         "plain": replace(own, augment="none"),
+        "kd": online_recipe(KD, 4),
     }
 
 
-def test_without_a_learning_rate_that_of_the_set_is_used(settings):
-    assert protocol_recipe(RECIPE, settings.changed({"lr": None}), "own").lr == RECIPE.lr
+def test_the_recipe_of_online_labels_is_the_published_one_and_no_set_changes_it():
+    expected = {"passes": 300, "lr": 0.001, "weight_decay": 0.01, "optimizer": "adamw"}
+    expected |= {"schedule": "half_cosine", "loss": "kl", "temperature": 20.0, "cutmix": True}
+    expected |= {"augment": "flip", "momentum": 0.9}
+    sizes = {1: 10, 2: 50, 10: 50, 11: 100, 50: 100, 100: 100}
+    for ipc, batch in sizes.items():
+        found = online_recipe(OnlineTraining(), ipc).to_dict()
+        assert {key: found[key] for key in expected} == expected and found["batch"] == batch
+    assert online_recipe(OnlineTraining(batch=7), 1).batch == 7
+
+
+def test_without_a_learning_rate_that_of_the_set_is_used(settings, real_set):
+    found = protocol_recipe(real_set, settings.changed({"lr": None}), "own")
+    assert found.lr == real_set.recipe.lr
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_network_is_its_stream_and_the_recipe_of_the_set(
-    real_set, digits, cpu, settings, protocol
+    real_set, digits, cpu, settings, protocol, teachers
 ):
-    result = evaluate(real_set, digits, settings.changed({"protocols": [protocol]}), Run(cpu))
-    recipe = protocol_recipe(real_set.recipe, settings, protocol)
-    assert (recipe.passes, recipe.lr, recipe.drop) == (13, 0.04, 7)
+    settings = settings.changed({"protocols": [protocol]})
+    result = evaluate(real_set, digits, settings, Run(cpu), teachers)
+    recipe, label = protocol_recipe(real_set, settings, protocol), None
+    if protocol == "kd":
+        label = labeller(teachers.load(0), cpu)
+    else:
+        assert (recipe.passes, recipe.lr, recipe.drop) == (13, 0.04, 7)
     targets = real_set.classes if protocol == "hard" else real_set.targets
     examples = Examples(real_set.images, targets)
     spec = Spec("convnet", digits.shape, 6, 1)
     stream = (3, "evaluate", protocol, "convnet")
-    expected = [by_hand(spec, recipe, examples, digits, cpu, *stream, n) for n in range(2)]
+    expected = [
+        by_hand(spec, recipe, examples, digits, cpu, *stream, n, label=label) for n in range(2)
+    ]
     assert set(result["protocols"]) == {protocol}
     found = result["protocols"][protocol]
     assert set(found["metrics"]) == {"accuracy"}
@@ -95,12 +122,38 @@ def test_each_network_is_its_stream_and_the_recipe_of_the_set(
     assert result["measured"] == measured
 
 
-def test_a_protocol_has_the_same_bits_alone_and_among_others(real_set, digits, cpu, settings):
+def test_online_labels_are_those_of_one_teacher_whatever_the_set_says(
+    real_set, digits, cpu, settings, teachers, teacher_files
+):
+    settings = settings.changed({"protocols": ["kd"], "rates": [0.1, 1.0], "lr": 7.0, "epochs": 3})
+    result = evaluate(real_set, digits, settings, Run(cpu), teachers)
+    found = result["protocols"]["kd"]
+    group = store.read(teacher_files[0], "teachers")
+    assert found["teacher"] == {
+        "network": "convnet",
+        "accuracy": group.info["test_accuracy"][0],
+        "content": group.content,
+    }
+    assert found["rates"] == [] and found["recipe"] == online_recipe(KD, 4).to_dict()
+    # neither the labels nor the recipe of the set, nor other teachers, have a part
+    other = replace(
+        real_set, labels=Labels.of(-real_set.targets), recipe=replace(RECIPE, loss="half_mse")
+    )
+    first = TeacherPool.open(teacher_files[:1], digits, cpu)
+    assert runs(evaluate(other, digits, settings, Run(cpu), first), "kd") == runs(result, "kd")
+    second = replace(teachers, vectors=teachers.vectors[1:])
+    assert runs(evaluate(real_set, digits, settings, Run(cpu), second), "kd") != runs(result, "kd")
+
+
+def test_a_protocol_has_the_same_bits_alone_and_among_others(
+    real_set, digits, cpu, settings, teachers
+):
     settings = settings.changed({"rates": [0.5, 1.0], "epochs": 3, "protocols": [*PROTOCOLS]})
-    together = evaluate(real_set, digits, settings, Run(cpu))
+    together = evaluate(real_set, digits, settings, Run(cpu), teachers)
     assert list(together["protocols"]) == [*PROTOCOLS]
     for protocol in PROTOCOLS:
-        alone = evaluate(real_set, digits, settings.changed({"protocols": [protocol]}), Run(cpu))
+        changed = settings.changed({"protocols": [protocol]})
+        alone = evaluate(real_set, digits, changed, Run(cpu), teachers)
         assert alone["protocols"] == {protocol: together["protocols"][protocol]}
     assert len({tuple(runs(together, protocol)) for protocol in PROTOCOLS}) == len(PROTOCOLS)
 
@@ -144,11 +197,14 @@ def test_other_architectures_can_be_evaluated(real_set, digits, cpu, settings):
     assert scores(evaluate(real_set, digits, vit, Run(cpu))) == scores(result)
 
 
-# a pass of the first protocol's second network, of the second protocol's first, of its second
-@pytest.mark.parametrize("fatal", [18, 27, 43])
-def test_an_interrupted_evaluation_is_continued(real_set, digits, cpu, settings, tmp_path, fatal):
-    settings = settings.changed({"protocols": [*PROTOCOLS]})
-    unbroken, shown = evaluate(real_set, digits, settings, Run(cpu)), []
+# a pass of the first protocol's second network, of the second protocol's first, of its second, of
+# the second under online labels, which makes fewer passes
+@pytest.mark.parametrize("fatal", [18, 27, 43, 90])
+def test_an_interrupted_evaluation_is_continued(
+    real_set, digits, cpu, settings, tmp_path, fatal, teachers
+):
+    settings = settings.changed({"protocols": [*PROTOCOLS], "kd": {"epochs": 9}})
+    unbroken, shown = evaluate(real_set, digits, settings, Run(cpu), teachers), []
 
     def kill(done, total, figures):
         if done == fatal:
@@ -156,12 +212,11 @@ def test_an_interrupted_evaluation_is_continued(real_set, digits, cpu, settings,
 
     resume = Resume(tmp_path, settings.to_dict(), every=0)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(real_set, digits, settings, Run(cpu, resume, kill))
-    result = evaluate(
-        real_set, digits, settings, Run(cpu, resume, lambda *call: shown.append(call[:2]))
-    )
+        evaluate(real_set, digits, settings, Run(cpu, resume, kill), teachers)
+    run = Run(cpu, resume, lambda *call: shown.append(call[:2]))
+    result = evaluate(real_set, digits, settings, run, teachers)
     assert scores(result) == scores(unbroken)
-    passes = 3 * 2 * 13  # of two networks under each protocol
+    passes = 2 * (3 * 13 + 9)  # of two networks under each protocol
     assert shown == [(done, passes) for done in range(fatal, passes + 1)]
 
 
@@ -172,7 +227,7 @@ def searched(settings):
 
 def test_the_best_rate_on_training_images_is_used(real_set, digits, cpu, searched):
     result = evaluate(real_set, digits, searched, Run(cpu))
-    recipe = protocol_recipe(real_set.recipe, searched, "own")
+    recipe = protocol_recipe(real_set, searched, "own")
     examples, spec = (
         Examples(real_set.images, real_set.targets),
         Spec("convnet", digits.shape, 6, 1),

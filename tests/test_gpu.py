@@ -9,7 +9,7 @@ from apm_core.nets.base import Shape
 from apm_core.nets.spec import Spec
 from apm_core.runtime import memory, streams
 from apm_core.runtime.device import Compute, choose
-from apm_core.training.inference import logits
+from apm_core.training.inference import labeller, logits
 from apm_core.training.recipe import Recipe
 from apm_core.training.trainer import Trainer, Training, fit_together
 from benchmarks.workload import apm, job
@@ -23,6 +23,17 @@ RECIPES = {
         passes=6, lr=1e-3, batch=16, loss="half_mse", optimizer="adam", schedule="cosine"
     ),
     "flat": Recipe(passes=4, lr=0.01, batch=16, drop=2, loss="l1", rho=0.3, alpha=0.5),
+    "online": Recipe(
+        passes=6,
+        lr=1e-3,
+        batch=16,
+        loss="kl",
+        temperature=4.0,
+        optimizer="adamw",
+        schedule="half_cosine",
+        augment="flip",
+        cutmix=True,
+    ),
 }
 
 
@@ -38,7 +49,13 @@ def moved(recipe: Recipe, compute: Compute) -> Tensor:
     random, start = streams.generator("examples"), SPEC.fresh("start")
     images, targets = (torch.randn(50, *s, generator=random) for s in ((3, 16, 16), (4,)))
     given = Examples(images.to(compute.device), targets.to(compute.device))
-    trainer = Trainer(SPEC.network(compute.device), recipe, compute, given, networks=1)
+    label = None
+    if recipe.cutmix:
+        teacher = SPEC.network(compute.device)
+        teacher.load(SPEC.fresh("teacher"))
+        label = labeller(teacher, compute)
+    net = SPEC.network(compute.device)
+    trainer = Trainer(net, recipe, compute, given, networks=1, label=label)
     trainer.net.load(start)
     said = [logits(trainer.net, given.images, compute.exact())]
     for network in range(2):  # the second replays what the first captured

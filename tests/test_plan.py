@@ -13,10 +13,15 @@ from apm_core.settings.plan import ALGORITHM, Plan
 from apm_core.settings.run import RunSettings
 from apm_core.settings.schema import schema_of
 from apm_core.settings.section import laid_over
+from apm_core.settings.stages import EvaluateSettings
 from apm_core.settings.training import POOLS
 
 ENTRIES = [*methods(), *ready_entries()]
-BASE = {"distill": {"methods": ENTRIES}, "teachers": {"snapshots": True}}
+BASE = {
+    "distill": {"methods": ENTRIES},
+    "teachers": {"snapshots": True},
+    "evaluate": {"kd": {"architectures": ["convnet"]}},
+}
 STAGES = {"prepare", "distill", "merge", "evaluate", "ceiling", "nas_proxy", "nas_reference", "nas"}
 ALL = STAGES | set(POOLS)
 TRAINED = set(POOLS) | {"distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"}
@@ -111,9 +116,11 @@ SPECIAL = {  # values that cannot be guessed from the schema
     "evaluate.rates": [0.1, 1.0],
     "evaluate.hard_labels": ["vit"],
     "evaluate.plain": [],
+    "evaluate.kd.architectures": ["convnet", "vit"],
     "evaluate.ceiling.architectures": ["convnet", "vit"],
     "methods.apm_plus.teacher_epochs": [1, 2],
     "methods.cad.window": [4, 10],
+    "methods.rded.tiles": 2,
     "nas.reference.table": "table.csv",
     "nas.reference.column": "accuracy",
 }
@@ -351,15 +358,16 @@ def test_shards_and_groups_are_counted():
 
 def test_an_architecture_is_evaluated_by_one_job_under_all_its_protocols():
     assert edited({}).protocols == {
-        "convnet": ["own", "hard", "plain"],
+        "convnet": ["own", "hard", "plain", "kd"],
         **{network: ["own"] for network in ("vgg11", "resnet18", "vit")},
     }
     lists = {"architectures": ["vit", "convnet"], "hard_labels": ["alexnet", "vit"]}
-    plan = edited({"evaluate": {**lists, "plain": ["vit"]}})
+    plan = edited({"evaluate": {**lists, "plain": ["vit"], "kd": {"architectures": ["vgg11"]}}})
     assert plan.protocols == {
         "vit": ["own", "hard", "plain"],
         "convnet": ["own"],
         "alexnet": ["hard"],
+        "vgg11": ["kd"],
     }
     assert plan.evaluate("vit").protocols == ["own", "hard", "plain"]
 
@@ -398,3 +406,14 @@ def test_settings_survive_the_way_to_their_job():
         {"rounds": None, "recipe": dict.fromkeys(plan.settings.methods.rcig.recipe.model_dump())}
         | {"rounds": methods()["rcig"].rounds, "recipe": methods()["rcig"].recipe.model_dump()}
     )
+
+
+def test_online_labels_change_the_evaluation_of_their_architectures_alone():
+    number = {"evaluate.kd.temperature": 4.0}
+    assert changed(number) == {("evaluate", "convnet")}
+    told = edited(number).evaluate("convnet")
+    assert (told.kd.temperature, told.kd.epochs) == (4.0, 300)
+    assert EvaluateSettings.read(told.text) == told
+    without = edited({"evaluate.kd.architectures": []}).evaluate("convnet")
+    assert without.kd is None and "kd" not in without.to_dict()  # as before there were any
+    assert EvaluateSettings.read(without.text) == without

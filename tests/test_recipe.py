@@ -1,5 +1,6 @@
 """What a recipe means: its schedules, where it comes from, what it refuses."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,15 @@ def test_a_warm_up_rises_to_the_rate_and_the_cosine_falls_to_the_floor():
     assert short == pytest.approx([0.5, 1.0, 1.0, 0.5])  # never more than half of the passes
 
 
+def test_half_a_cosine_ends_at_half_the_rate():
+    recipe = Recipe(passes=300, lr=0.001, schedule="half_cosine", drop=2)
+    rates = [recipe.rate(index) for index in range(300)]
+    expected = [0.001 * (1 + math.cos(math.pi * e / 600)) / 2 for e in range(300)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+    assert rates[0] == 0.001 and rates[150] == pytest.approx(0.001 * (2 + 2**0.5) / 4)
+    assert 0.0005 < rates[-1] < 0.000503
+
+
 def test_recipe_of_a_config_section(recipe_settings):
     recipe = Recipe.of(recipe_settings)
     assert (recipe.passes, recipe.drop, recipe.lr, recipe.batch) == (7, 4, 0.05, 16)
@@ -61,10 +71,11 @@ def test_hard_labels_change_the_loss_alone():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"loss": "l2"}, "loss: there is no loss 'l2'; known: ce, half_mse, l1, soft_ce"),
-        ({"schedule": "linear"}, "schedule: 'linear' is neither step nor cosine"),
-        ({"optimizer": "lamb"}, "optimizer: 'lamb' is neither sgd nor adam"),
+        ({"loss": "l2"}, "loss: there is no loss 'l2'; known: ce, half_mse, kl, l1, soft_ce"),
+        ({"schedule": "linear"}, "schedule: 'linear' is none of step, cosine, half_cosine"),
+        ({"optimizer": "lamb"}, "optimizer: 'lamb' is none of sgd, adam, adamw"),
         ({"optimizer": "adam", "nesterov": True}, "nesterov: true goes with optimizer sgd: set it"),
+        ({"optimizer": "adamw", "nesterov": True}, "nesterov: .*: set it to false for adamw"),
         ({"augment": "blur"}, "augment: there is no group 'blur'"),
     ],
 )

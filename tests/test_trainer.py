@@ -24,10 +24,11 @@ from apm_core.runtime.device import Compute
 from apm_core.runtime.resume import Part, Resume, each
 from apm_core.settings.names import names_in
 from apm_core.training import augment
-from apm_core.training.inference import accuracy, forward_flops, logits, measures
+from apm_core.training.cutmix import cutmix
+from apm_core.training.inference import accuracy, forward_flops, labeller, logits, measures
 from apm_core.training.losses import loss_of
 from apm_core.training.recipe import Recipe
-from apm_core.training.trainer import Rows, Trainer, Training, fit_together
+from apm_core.training.trainer import Labeller, Rows, Trainer, Training, fit_together
 
 SHAPE = Shape(channels=1, resolution=8, classes=4)
 COUNT = 10  # images; batches of 4, 4 and 2
@@ -54,9 +55,14 @@ def examples(loss: str = "l1", dtype: torch.dtype = torch.float32) -> Examples:
 
 
 def trainer(
-    cpu, recipe: Recipe, net: nn.Module | None = None, given: Examples | None = None
+    cpu,
+    recipe: Recipe,
+    net: nn.Module | None = None,
+    given: Examples | None = None,
+    label: Labeller | None = None,
 ) -> Trainer:
-    return Trainer(FlatNet(net or module()), recipe, cpu, given or examples(), networks=1)
+    flat = FlatNet(net or module())
+    return Trainer(flat, recipe, cpu, given or examples(), networks=1, label=label)
 
 
 def complete_gradients(net: nn.Module) -> None:
@@ -170,6 +176,151 @@ def test_adam_equals_that_of_torch(cpu, recipe):
         torch.testing.assert_close(one.net.snapshot(), expected, rtol=1e-9, atol=1e-9)
 
 
+ONLINE = Recipe(
+    passes=4,
+    lr=3e-3,
+    batch=4,
+    weight_decay=0.3,
+    loss="kl",
+    augment="flip_crop",
+    optimizer="adamw",
+    schedule="half_cosine",
+    cutmix=True,
+    temperature=20.0,
+)
+
+
+def test_training_under_online_labels_equals_that_of_torch(cpu):
+    """AdamW by groups of parameters, CutMix by slices, labels of the mixed images."""
+    given, net, teacher = examples("kl", torch.float64), module().double(), module(seed=5).double()
+    groups = {
+        decay: [p for p in net.parameters() if (p.dim() >= 2) == bool(decay)] for decay in (0.3, 0)
+    }
+    assert all(groups.values())
+    optimizer = torch.optim.AdamW(
+        [{"params": of, "weight_decay": decay} for decay, of in groups.items()]
+    )
+    for index in range(4):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * (1 + math.cos(math.pi * index / 8)) / 2
+        random = streams.generator("online", index)
+        batches = torch.randperm(COUNT, generator=random).split(4)
+        for of_a_size in (batches[:2], batches[2:]):
+            drawn = [augment.draw("flip_crop", len(chosen), random) for chosen in of_a_size]
+            numbers = torch.rand(len(of_a_size), 3, generator=random).tolist()
+            for chosen, one, (area, down, right) in zip(of_a_size, drawn, numbers, strict=True):
+                images = augment.augment(given.images[chosen], one)
+                half = int(8 * area**0.5) // 2
+                (top, bottom), (left, end) = (
+                    (max(0, int(8 * at) - half), min(8, int(8 * at) + half)) for at in (down, right)
+                )
+                mixed = images.clone()
+                for number in range(len(images)):
+                    other = images[number - 1, :, top:bottom, left:end]
+                    mixed[number, :, top:bottom, left:end] = other
+                optimizer.zero_grad()
+                wanted = teacher(mixed).detach() / 20
+                F.kl_div(
+                    (net(mixed) / 20).log_softmax(1), wanted.softmax(1), reduction="batchmean"
+                ).backward()
+                complete_gradients(net)
+                optimizer.step()
+    label = labeller(FlatNet(copy.deepcopy(teacher)), cpu)
+    one = trainer(cpu, ONLINE, module(seed=1).double(), given, label)
+    start = nn.utils.parameters_to_vector(module().parameters()).detach().double()
+    for _ in range(2):  # the second network finds no trace of the first
+        one.fit(start, "online")
+        expected = nn.utils.parameters_to_vector(net.parameters()).detach()
+        torch.testing.assert_close(one.net.snapshot(), expected, rtol=1e-9, atol=1e-9)
+    assert float((expected - start).abs().max()) > 1e-3
+
+
+def test_who_labels_a_batch_sees_what_the_network_sees(cpu):
+    seen = {"network": [], "labeller": []}
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module()
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen["network"].append(x.clone())
+            return self.inner(x)
+
+    def label(images: Tensor) -> Tensor:
+        seen["labeller"].append(images.clone())
+        return torch.zeros(len(images), 4)
+
+    one = trainer(cpu, ONLINE, Watched(), label=label)
+    seen["network"].clear()
+    one.fit(one.net.snapshot(), 0)
+    assert [len(images) for images in seen["labeller"]] == [4, 4, 2] * 4
+    assert all(map(torch.equal, seen["network"], seen["labeller"]))
+    given = examples().images
+    whole = [any((image == one).all() for one in given) for image in torch.cat(seen["network"])]
+    assert not all(whole)
+
+
+def test_the_network_that_labels_stays_as_it_is(cpu):
+    net = nn.Sequential(nn.BatchNorm2d(1), module())
+    teacher = FlatNet(copy.deepcopy(net).train())
+    before = copy.deepcopy(teacher.module.state_dict())
+    label = labeller(teacher, cpu)
+    one = trainer(cpu, ONLINE, net, label=label)
+    one.fit(one.net.snapshot(), 0)
+    after = teacher.module.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not label(examples().images).requires_grad
+    rounded = label(examples().images) - labeller(teacher, replace(cpu, precision="bf16"))(
+        examples().images
+    )
+    assert rounded.dtype == torch.float32 and 0 < float(rounded.abs().max()) < 0.1
+
+
+def test_without_cutmix_the_random_numbers_are_those_of_before():
+    order = torch.arange(6)
+    for mixed in (False, True):
+        rows = Rows(3, 2, "flip_crop", torch.device("cpu"), mixed=mixed)
+        random = streams.generator("rows")
+        rows.fill(order, random)
+        plain = streams.generator("rows")
+        for _ in range(2):
+            assert torch.equal(rows.next()[2], augment.draw("flip_crop", 3, plain).uniform)
+        if mixed:
+            assert torch.equal(rows.mix, torch.rand(2, 3, generator=plain))
+        assert torch.equal(random.get_state(), plain.get_state())
+
+
+def test_the_square_of_cutmix_has_a_uniform_share_of_the_area():
+    """Before the border cuts it off, and but for whole pixels; every place is its centre as often
+    as another.
+    """
+    images = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 64, 64)
+    random = torch.Generator().manual_seed(0)
+    share, middle = [], []
+    for u in torch.rand(4000, 3, generator=random):
+        mixed = cutmix(images, u)
+        assert torch.equal(mixed[0] + mixed[1], torch.ones(1, 64, 64))  # one square for both
+        middle.append(float(cutmix(images, torch.tensor([u[0], 0.5, 0.5]))[0].mean()))
+        share.append(float(mixed[0].mean()))
+    middle, share = np.sort(middle), np.array(share)
+    assert np.abs(middle - (np.arange(4000) + 0.5) / 4000).max() < 0.07  # a side loses 2 pixels
+    # of a side s the border leaves s - s^2 / 4 on average, so E = integral of (s - s^2/4)^2 2s ds
+    assert abs(share.mean() - (1 / 2 - 1 / 5 + 1 / 48)) < 0.03
+    assert torch.equal(cutmix(images, torch.tensor([0.0, 0.3, 0.9])), images)
+    one = torch.rand(1, 3, 8, 8)
+    assert torch.equal(cutmix(one, torch.tensor([0.5, 0.5, 0.5])), one)  # its own neighbour
+
+
+def test_the_divergence_equals_that_of_torch():
+    random = torch.Generator().manual_seed(0)
+    z, y = torch.randn(2, 7, 5, generator=random, dtype=torch.float64)
+    expected = F.kl_div(z.log_softmax(1), y.softmax(1), reduction="batchmean")
+    found = loss_of("kl")(z, y)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert float(loss_of("kl")(y, y)) == pytest.approx(0, abs=1e-15) and found > 0
+
+
 def test_snapshots_are_those_of_shorter_runs(cpu):
     recipe = replace(RECIPE, drop=None)
     one = trainer(cpu, recipe)
@@ -276,9 +427,15 @@ UNFINISHED = {
     "sgd": (replace(RECIPE, drop_momentum=True), module),
     "flat": (replace(RECIPE, rho=0.05, alpha=0.3), module),
     "adam": (replace(RECIPE, optimizer="adam", schedule="cosine", warmup=2), module),
+    "online": (replace(ONLINE, passes=5), module),
     "dropout": (replace(RECIPE, loss="l1"), lambda: nets.build("vit", SHAPE)),
     "statistics": (RECIPE, lambda: nn.Sequential(nn.BatchNorm2d(1), module())),
 }
+
+
+def teacher_of(recipe: Recipe, compute: Compute) -> Labeller | None:
+    """Who labels the batches of a recipe."""
+    return labeller(FlatNet(module(seed=5)), compute) if recipe.cutmix else None
 
 
 @pytest.mark.parametrize("passes", [1, 3, 4])
@@ -289,7 +446,7 @@ def test_a_training_that_was_killed_between_two_passes_ends_with_the_same_bits(
     recipe, build = UNFINISHED[name]
     with streams.seeded("net"):
         net = build()
-    whole = trainer(cpu, recipe, copy.deepcopy(net))
+    whole = trainer(cpu, recipe, copy.deepcopy(net), label=teacher_of(recipe, cpu))
     start = whole.net.snapshot()
     kept = whole.fit(start, "a", keep=(0, 2, 4))
 
@@ -300,7 +457,7 @@ def test_a_training_that_was_killed_between_two_passes_ends_with_the_same_bits(
     calls = []
 
     def work(done: list, item: int, part: Part) -> list[Tensor]:
-        one = trainer(cpu, recipe, copy.deepcopy(net))
+        one = trainer(cpu, recipe, copy.deepcopy(net), label=teacher_of(recipe, cpu))
         torch.manual_seed(len(done))  # what ran before in the process does not matter
         calls.append(one)
         show = kill if len(calls) == 1 else lambda *_: None
@@ -322,11 +479,11 @@ def test_a_training_that_was_killed_between_two_passes_ends_with_the_same_bits(
 @pytest.mark.parametrize("name", UNFINISHED)
 def test_trainings_together_have_the_bits_of_each_alone(cpu, tmp_path, name, killed_after):
     recipe, build = UNFINISHED[name]
-    nets = []
+    label, nets = teacher_of(recipe, cpu), []
     for number in range(3):
         with streams.seeded("net", number):
             nets.append(build())
-    alone = [trainer(cpu, recipe, copy.deepcopy(net)) for net in nets]
+    alone = [trainer(cpu, recipe, copy.deepcopy(net), label=label) for net in nets]
     kept = [one.fit(one.net.snapshot(), "a", n, keep=(0, 4)) for n, one in enumerate(alone)]
     means = []
 
@@ -337,7 +494,7 @@ def test_trainings_together_have_the_bits_of_each_alone(cpu, tmp_path, name, kil
 
     def work(done: list, item: int, part: Part) -> list[list[Tensor]]:
         nonlocal together
-        together = [trainer(cpu, recipe, copy.deepcopy(net)) for net in nets]
+        together = [trainer(cpu, recipe, copy.deepcopy(net), label=label) for net in nets]
         starts = [Training(one.net.snapshot(), ("a", n)) for n, one in enumerate(together)]
         torch.manual_seed(1)
         return fit_together(together, starts, keep=(0, 4), progress=kill, part=part)
@@ -356,7 +513,7 @@ def test_trainings_together_have_the_bits_of_each_alone(cpu, tmp_path, name, kil
         assert not one.net.module.training
     last = []
     for number, net in enumerate(nets):
-        one = trainer(cpu, recipe, copy.deepcopy(net))
+        one = trainer(cpu, recipe, copy.deepcopy(net), label=label)
         one.fit(one.net.snapshot(), "a", number, progress=lambda *seen: last.append(seen))
     final = [figures["loss"] for done, total, figures in last if done == total]
     assert means[-1] == pytest.approx(sum(final) / 3, rel=1e-6)
@@ -379,7 +536,8 @@ def test_trial_runs_of_a_captured_step_leave_no_trace(cpu, monkeypatch, name):
         net = build()
     results = []
     for graphs in (False, True):
-        one = trainer(replace(cpu, graphs=graphs), recipe, copy.deepcopy(net))
+        label = teacher_of(recipe, cpu)
+        one = trainer(replace(cpu, graphs=graphs), recipe, copy.deepcopy(net), label=label)
         start = one.net.snapshot()
         for network in range(2):
             one.fit(start, network)
@@ -389,17 +547,24 @@ def test_trial_runs_of_a_captured_step_leave_no_trace(cpu, monkeypatch, name):
 
 
 @pytest.mark.skipif(not device._compiler(), reason="no C++ compiler")
-def test_compiled_augmentation_and_update_of_captured_steps_equal_plain_ones(cpu, monkeypatch, ran):
+@pytest.mark.parametrize(
+    ("recipe", "before"), [(replace(RECIPE, nesterov=True), 1), (ONLINE, 2)], ids=["sgd", "online"]
+)
+def test_what_is_compiled_of_captured_steps_equals_what_is_plain(
+    cpu, monkeypatch, ran, recipe, before
+):
+    """The augmentation, the labels, the network and the update."""
     monkeypatch.setattr("apm_core.training.trainer.Graphs", TriedGraphs)
-    recipe, results = replace(RECIPE, passes=2, nesterov=True), []
+    recipe, results = replace(recipe, passes=2), []
     captured = replace(cpu, compile="on", graphs=True, report=pytest.fail)
     for compute in (cpu, captured):
-        one = trainer(compute, recipe)
+        one = trainer(compute, recipe, label=teacher_of(recipe, compute))
         start = one.net.snapshot()
         one.fit(start, 0)
         results.append(one.net.vector - start)
     # of each step, with the four trial runs of each of the two batch sizes
-    assert ran == ["forward", "forward", "backward", "forward"] * (2 * 3 + 2 * 4)
+    step = ["forward"] * before + ["forward", "backward", "forward"]
+    assert ran == step * (2 * 3 + 2 * 4)
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5 * float(results[0].abs().max()))
 
 
@@ -453,6 +618,7 @@ def test_losses_equal_their_closed_forms(loss):
     softmax = np.exp(y) / np.exp(y).sum(1, keepdims=True)
     expected = {
         "ce": -log_softmax[range(6), y.argmax(1)].mean(),
+        "kl": (softmax * (np.log(softmax) - log_softmax)).sum() / 6,
         "soft_ce": -(softmax * log_softmax).sum() / 6,
         "l1": np.abs(z - y).sum() / 24,
         "half_mse": ((z - y) ** 2).sum() / 12,
@@ -507,11 +673,11 @@ def test_short_and_whole_batches_find_their_own_rows():
         found = rows.fill(order, streams.generator(number))
         random = streams.generator(number)
         for step in range(2):
-            index, group, uniform = rows.next()
+            index, group, uniform, mix = rows.next()
             drawn = augment.draw(strategy, 3, random)
             assert index.tolist() == order[3 * step : 3 * step + 3].tolist()
             assert torch.equal(drawn.uniform, uniform)
-            assert drawn.group == found[step] == rows.names[group]
+            assert drawn.group == found[step] == rows.names[group] and mix is None
     plain = Rows(3, 2, "none", torch.device("cpu"))
     assert plain.fill(order, streams.generator(0)) == [None, None]
 

@@ -126,6 +126,10 @@ EDITS = {
         {"evaluate": 2, "collect": 1},
     ),
     "a protocol more": ({"evaluate": {"plain": ["convnet"]}}, {"evaluate": 2, "collect": 1}),
+    "online labels": (
+        {"evaluate": {"kd": {"architectures": ["convnet"]}}},
+        {"evaluate": 2, "collect": 1},
+    ),
     "distill.rounds": ({"distill": {"rounds": 4}}, {"distill": 1, **DISTILLED}),
     "teachers.epochs": ({"teachers": {"epochs": 2}}, {"teachers": 1, "distill": 1, **LABELLED}),
 }

@@ -124,6 +124,9 @@ class PreparedData:
 
     def at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Training images (n, C, H, W) float32 in the working space and class indices (n,)."""
-        images = torch.from_numpy(self.artifact.arrays["train_images"][rows])
         labels = torch.from_numpy(self.artifact.arrays["train_labels"][rows])
-        return self.whitening.apply(images), labels
+        return self.whitening.apply(self.pixels(rows)), labels
+
+    def pixels(self, rows: np.ndarray) -> Tensor:
+        """Training images (n, C, H, W) uint8."""
+        return torch.from_numpy(self.artifact.arrays["train_images"][rows])

@@ -55,9 +55,13 @@ class Tiles:
         """
         if stored.dtype == torch.uint8:
             stored = stored.float() / 255
-        side = stored.shape[-1]
-        pixels = F.interpolate(self._cut(stored), size=(side, side), mode="bilinear")
-        return self._whitening(stored.device).apply(pixels)
+        return self.grow(self._cut(stored))
+
+    def grow(self, tiles: Tensor) -> Tensor:
+        """The images (n, C, S, S), whitened, of single tiles (n, C, S / t, S / t) in [0, 1]."""
+        side = tiles.shape[-1] * self.factor
+        pixels = F.interpolate(tiles, size=(side, side), mode="bilinear")
+        return self._whitening(tiles.device).apply(pixels)
 
     def encode(self, images: Tensor) -> Tensor:
         """The stored images (N, C, S, S) of whitened ones (N * t * t, C, S, S): those whose decoded

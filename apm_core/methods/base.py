@@ -46,6 +46,7 @@ class Job:
     segment: int | None = None  # None: all at once
     home: torch.device | None = None  # None: the device
     network: Spec | None = None  # None: that of the pool
+    tiles: int = 1  # t: ipc counts the t * t images of each stored one
     limit: int | None = None  # bytes of the device that the job may take; None: all
     progress: Progress = silent
     resume: Resume | None = None

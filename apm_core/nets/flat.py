@@ -44,6 +44,16 @@ class FlatNet:
         return self.vector.numel()
 
     @property
+    def matrices(self) -> Tensor:
+        """Which parameters (P,) stand in matrices and kernels, bool; not those of biases and norms,
+        which have one dimension.
+        """
+        device = self.vector.device
+        return torch.cat(
+            [torch.full((p.numel(),), p.dim() > 1, device=device) for p in self._parameters]
+        )
+
+    @property
     def fuses(self) -> bool:
         """Whether compiling the module saves time on a CPU, as its class states."""
         return getattr(self.module, "fuses", False)

@@ -41,8 +41,8 @@ WORDS = {
     " after its last epoch; the sample standard deviation",
     "control": "a set of real images with the labels that the compared set has",
     "full data": "networks trained on the whole training split",
-    "class labels, no augmentation": "the same set with classes for labels, or without random"
-    " changes of the images in training",
+    "class labels, no augmentation, online labels": "the same set with classes for labels, without"
+    " random changes of the images in training, or under labels that a teacher gives to each batch",
     "NAS": "neural architecture search: whether networks trained on the set are ranked as by the"
     " full data, by the rank correlations of Spearman and of Kendall, with their 95 % interval",
     "label-robust, augmentation-robust score": "of DD-Ranking, 0 to 1: what is left of the gain"

@@ -22,8 +22,9 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     methods = results["methods"]
     body = []
     for key, label in PROTOCOLS.items():
-        for network in dict.fromkeys(n for method in methods.values() for n in method[key]):
-            cells = [_score(method[key].get(network)) for method in methods.values()]
+        scores = [method.get(key, {}) for method in methods.values()]  # older results lack some
+        for network in dict.fromkeys(name for one in scores for name in one):
+            cells = [_score(one.get(network)) for one in scores]
             full = _score(results["ceiling"].get(network)) if key == "accuracy" else ""
             body.append([network + label, *cells, full])
     for name, show in MEASURES.items():
@@ -59,6 +60,7 @@ PROTOCOLS = {
     "accuracy": "",
     "hard_label_accuracy": ", class labels",
     "plain_accuracy": ", no augmentation",
+    "online_label_accuracy": ", online labels",
 }
 MEASURES = {
     "NAS, Spearman": lambda method: _correlation(method["nas"], "spearman"),

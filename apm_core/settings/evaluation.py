@@ -5,13 +5,13 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from apm_core.settings.section import Above, AtLeast, Count, Section, setting
-from apm_core.settings.training import Architecture
+from apm_core.settings.training import AUGMENT, Architecture, Augmentation
 
 Unique = Field(json_schema_extra={"uniqueItems": True})
 Named = Field(json_schema_extra={"propertyNames": {"enum": list(get_args(Architecture))}})
 Architectures = Annotated[list[Architecture], Unique]
 Rates = Annotated[list[Above], Unique]
-Protocol = Literal["own", "hard", "plain"]
+Protocol = Literal["own", "hard", "plain", "kd"]
 RATES = "factors of the set's learning rate: the best on training images is used; []: the set's"
 
 
@@ -33,6 +33,33 @@ class Ceiling(Section):
     epochs: Count = setting(100, "passes over the training split")
 
 
+class OnlineTraining(Section):
+    """How networks are trained on images that a teacher labels batch by batch, as RDED (Sun et al.,
+    CVPR 2024) and its successors measure.
+    """
+
+    epochs: Count = setting(300, "passes over the images")
+    lr: Above = setting(0.001, "learning rate of AdamW; falls to half of it, along a cosine")
+    batch: Count | None = setting(
+        None, "images per step; null: 10, 50 or 100 for 1, up to 10 or more stored images per class"
+    )
+    temperature: Above = setting(20.0, "that logits are divided by before they are compared")
+    weight_decay: AtLeast = setting(0.01, "beside the gradient, on matrices and kernels alone")
+    augment: Augmentation = setting("flip", f"before CutMix: {AUGMENT}")
+
+    def batch_for(self, ipc: int) -> int:
+        """Images per step for a set of `ipc` stored images per class."""
+        return self.batch or (10 if ipc == 1 else 50 if ipc <= 10 else 100)
+
+
+class OnlineLabels(OnlineTraining):
+    """Networks trained on each distilled set under labels of the first of the teachers, the same
+    for all sets, which it gives each batch when it is augmented.
+    """
+
+    architectures: Architectures = setting([], "also evaluated so")
+
+
 class Evaluation(Section):
     """Networks trained from scratch on each distilled set."""
 
@@ -49,6 +76,7 @@ class Evaluation(Section):
         ["convnet"], "also evaluated with class labels and cross-entropy"
     )
     plain: Architectures = setting(["convnet"], "also evaluated without augmentation")
+    kd: OnlineLabels = OnlineLabels()
     ceiling: Ceiling = Ceiling()
 
 

@@ -42,6 +42,11 @@ class MethodSettings(Section):
         """For each setting that selects snapshots of the pool, the last epoch that it selects."""
         return {}
 
+    @property
+    def most_images(self) -> dict[str, int]:
+        """For each setting that bounds how many images a class can have, tiles counted singly."""
+        return {}
+
 
 class IterativeSettings(MethodSettings):
     """The settings of a method that distils in rounds."""

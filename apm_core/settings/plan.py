@@ -10,7 +10,7 @@ from typing import Any
 from apm_core.errors import ConfigError
 from apm_core.settings.controls import Candidate, control_of
 from apm_core.settings.dataset import Images
-from apm_core.settings.evaluation import Protocol, RankedNetworks
+from apm_core.settings.evaluation import OnlineTraining, Protocol, RankedNetworks
 from apm_core.settings.method import IterativeSettings
 from apm_core.settings.run import Entry, RunSettings
 from apm_core.settings.section import Section
@@ -95,6 +95,7 @@ class Plan:
             "own": section.architectures,
             "hard": section.hard_labels,
             "plain": section.plain,
+            "kd": section.kd.architectures,
         }
         found: dict[str, list[Protocol]] = {}
         for protocol, names in networks.items():
@@ -206,6 +207,8 @@ class Plan:
         override = section.overrides.get(network)
         if override:
             numbers |= override.model_dump(exclude_none=True, exclude={"width"})
+        if "kd" in protocols:
+            numbers["kd"] = _part(section.kd, OnlineTraining)
         return EvaluateSettings(
             protocols=protocols,
             network=self._evaluated(network),

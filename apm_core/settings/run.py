@@ -157,6 +157,7 @@ class RunSettings(Section):
             )
         for entry in self.entries.values():
             self._require_epochs(entry)
+            self._require_images(entry)
         if self.ipc % self.distill.shards:
             raise ConfigError(
                 f"config: distill.shards: {self.distill.shards} does not divide ipc: {self.ipc}"
@@ -195,3 +196,15 @@ class RunSettings(Section):
                 )
             if not pool.snapshots:
                 raise ConfigError(f"{needs}: set {name}.snapshots: true")
+
+    def _require_images(self, entry: Entry) -> None:
+        """Raise ConfigError when `entry` shall have more images of a class than it can make."""
+        tiles = entry.settings.tiles or self.distill.tiles
+        needed = self.ipc * tiles**2
+        for key, most in entry.settings.most_images.items():
+            if most < needed:
+                of = f" x {tiles} x {tiles} tiles" if tiles > 1 else ""
+                raise ConfigError(
+                    f"config: methods.{entry.name}.{key}: {most} are fewer than the {needed} images"
+                    f" of a class (ipc: {self.ipc}{of}): raise it, or lower ipc or tiles"
+                )

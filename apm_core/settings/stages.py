@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from apm_core.settings.compute import Precision
 from apm_core.settings.dataset import Images
-from apm_core.settings.evaluation import Protocol, RankedNetworks, RankingTraining
+from apm_core.settings.evaluation import OnlineTraining, Protocol, RankedNetworks, RankingTraining
 from apm_core.settings.method import MethodSettings, methods
 from apm_core.settings.product import Product
 from apm_core.settings.section import Section
@@ -95,6 +95,11 @@ class EvaluateSettings(StageSettings):
     rates: list[float]
     network: Network
     precision: Precision = "auto"
+    kd: OnlineTraining | None = None  # of protocol "kd"; None: without it
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values, without what they have no use for."""
+        return self.model_dump(mode="json", exclude=None if self.kd else {"kd"})
 
 
 class CeilingSettings(StageSettings):

@@ -15,7 +15,8 @@ from apm_core.settings.text import fingerprint
 
 REFERENCE = "random"  # entry
 SUMMARY = "summary.csv"
-PREFIXES = {"own": "", "hard": "hard_label_", "plain": "plain_"}  # of a metric, by protocol
+# of a metric, by protocol
+PREFIXES = {"own": "", "hard": "hard_label_", "plain": "plain_", "kd": "online_label_"}
 Results = dict[str, Any]
 
 
@@ -28,11 +29,13 @@ def collect(
     """The results file: `sets` by entry, and the score files of the evaluation, ceiling and NAS
     stages, which say themselves what they measured. Every metric of a set is taken over.
 
-    Raises ArtifactError for a file that was measured on another set or other data.
+    Raises ArtifactError for a file that was measured on another set or other data, or under labels
+    of another teacher than an earlier one.
     """
     data = next(iter(sets.values())).artifact.inputs["data"]
     made_from = {entry: one.artifact.content for entry, one in sets.items()}
     pieces = [_piece(file, data, made_from) for file in files]
+    _require_one_teacher(files, pieces)
     ceiling = {
         piece["measured"]["network"]: _with_rate(piece, piece["metrics"]["accuracy"])
         for piece in pieces
@@ -71,11 +74,32 @@ def _piece(file: str | Path, data: str, made_from: Mapping[str, str]) -> dict[st
     wanted = {"data": data}
     if entry is not None:
         wanted["distilled"] = made_from.get(entry)
+    if teacher := _teacher(figures):
+        wanted["teacher"] = teacher
     if inputs != wanted:
         raise ArtifactError(
             f"{file}: was measured on another set or other data: delete {file} and run again"
         )
     return figures
+
+
+def _teacher(figures: Mapping[str, Any]) -> str | None:
+    """The content of the file whose first network labelled online, if one did."""
+    online = figures.get("protocols", {}).get("kd")
+    return online["teacher"]["content"] if online else None
+
+
+def _require_one_teacher(files: Sequence[str | Path], pieces: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ArtifactError unless one teacher gave all online labels: what is compared differs in
+    the images alone.
+    """
+    labelled = {f: teacher for f, p in zip(files, pieces, strict=True) if (teacher := _teacher(p))}
+    first = next(iter(labelled), None)
+    for file, teacher in labelled.items():
+        if teacher != labelled[first]:
+            raise ArtifactError(
+                f"{file}: another teacher labelled than for {first}: delete both and run again"
+            )
 
 
 def _method(
@@ -145,8 +169,9 @@ def _add_scores(methods: dict[str, Any], ceiling: Mapping[str, Any]) -> None:
 
 
 def _with_rate(scores: Mapping[str, Any], score: Mapping[str, Any]) -> dict[str, Any]:
-    """One of the scores of some trainings, with their learning rate."""
-    return {**score, "lr": scores["recipe"]["lr"]}
+    """One of the scores of some trainings, with their learning rate, and who labelled online."""
+    teacher = {"teacher": scores["teacher"]} if "teacher" in scores else {}
+    return {**score, "lr": scores["recipe"]["lr"], **teacher}
 
 
 def _device(sets: Mapping[str, DistilledSet]) -> str:
@@ -199,8 +224,9 @@ def _row(results: Results, name: str) -> dict[str, Any]:
         "distill_seconds": round(method["cost"]["distill_seconds"], 1),
         "spearman": method["nas"] and method["nas"]["spearman"]["mean"],
     }
-    for kind, label in (("accuracy", ""), ("hard_label_accuracy", "_hard")):
-        for network, score in method[kind].items():
+    kinds = {"accuracy": "", "hard_label_accuracy": "_hard", "online_label_accuracy": "_online"}
+    for kind, label in kinds.items():
+        for network, score in method.get(kind, {}).items():  # results from before have fewer kinds
             row[f"{network}{label}_mean"] = round(score["mean"], 3)
             row[f"{network}{label}_std"] = round(score["std"], 3)
     return row

@@ -205,6 +205,7 @@ def distill_shard(
         segment=segment,
         home=home_of(data, ipc, run.compute, budget),
         network=Spec.of(settings.network, data.shape) if settings.network else None,
+        tiles=settings.tiles,
         limit=budget.bytes if budget else None,
         progress=run.progress,
         resume=run.resume,

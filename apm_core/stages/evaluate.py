@@ -16,21 +16,27 @@ from apm_core.runtime.run import Run
 from apm_core.scores import summarize
 from apm_core.settings.evaluation import Protocol
 from apm_core.settings.stages import CeilingSettings, EvaluateSettings
-from apm_core.training.inference import measures
+from apm_core.training.inference import labeller, measures
 from apm_core.training.rate_search import REAL, accuracy_at, best_rate
-from apm_core.training.recipe import Recipe, teacher_recipe
-from apm_core.training.trainer import Trainer, Training, fit_together
+from apm_core.training.recipe import Recipe, online_recipe, teacher_recipe
+from apm_core.training.teacher_pool import TeacherPool
+from apm_core.training.trainer import Labeller, Trainer, Training, fit_together
 
 KIND = "scores"
 
 
-def protocol_recipe(recipe: Recipe, settings: EvaluateSettings, protocol: Protocol) -> Recipe:
-    """What a network is trained with under a protocol, with the E epochs and, where there is one,
-    the learning rate of the settings.
+def protocol_recipe(
+    distilled: DistilledSet, settings: EvaluateSettings, protocol: Protocol
+) -> Recipe:
+    """What a network is trained with under a protocol. But for kd, with the E epochs and, where
+    there is one, the learning rate of the settings.
 
     own: the method's labels and recipe; hard: classes and cross-entropy; plain: the method's
-    labels, without augmentation.
+    labels, without augmentation; kd: a teacher's online labels, with a recipe of their own.
     """
+    if protocol == "kd":
+        return online_recipe(settings.kd, distilled.ipc)
+    recipe = distilled.recipe
     recipe = replace(recipe, lr=settings.lr or recipe.lr).with_epochs(settings.epochs)
     if protocol == "hard":
         return recipe.with_hard_labels()
@@ -38,17 +44,23 @@ def protocol_recipe(recipe: Recipe, settings: EvaluateSettings, protocol: Protoc
 
 
 def evaluate(
-    distilled: DistilledSet, data: PreparedData, settings: EvaluateSettings, run: Run
+    distilled: DistilledSet,
+    data: PreparedData,
+    settings: EvaluateSettings,
+    run: Run,
+    teachers: TeacherPool | None = None,
 ) -> dict[str, Any]:
     """Train fresh networks on the set under each protocol, one after the other, and measure each
     network once on the test split, after its last epoch. The scores of a protocol do not depend on
     the others.
 
     With `rates`, factors of the recipe's learning rate, the network's own is first looked for: one
-    network for each, judged on images of the training split.
+    network for each, judged on images of the training split. Under kd, which has a rate of its own,
+    the first of the `teachers` labels the batches.
 
     Returns: what was measured; by protocol, mean, sample standard deviation, n and runs of every
-        metric, the recipe, and the accuracy at each rate; and the seconds of all protocols.
+        metric, the recipe, the accuracy at each rate, and who labels online; and the seconds of all
+        protocols.
     Raises ArtifactError when the set was not distilled from `data`, and DivergenceError.
     """
     distilled.artifact.require_input("data", data.artifact)
@@ -56,17 +68,19 @@ def evaluate(
     test = data.examples("test", run.compute)
     real = _real(data, settings, run.compute)
     images = distilled.images.to(device)
+    recipes = [protocol_recipe(distilled, settings, protocol) for protocol in settings.protocols]
+    passes = [settings.networks * recipe.passes for recipe in recipes]
 
     def one(earlier: Sequence[Any], protocol: Protocol, part: Part | None) -> dict[str, Any]:
         """The scores under a protocol."""
 
-        def show(done: int, total: int, figures: dict[str, float]) -> None:
-            run.progress(len(earlier) * total + done, len(settings.protocols) * total, figures)
+        def show(done: int, _: int, figures: dict[str, float]) -> None:
+            run.progress(sum(passes[: len(earlier)]) + done, sum(passes), figures)
 
-        recipe = protocol_recipe(distilled.recipe, settings, protocol)
-        targets = distilled.classes if protocol == "hard" else distilled.targets
+        recipe, online = recipes[len(earlier)], protocol == "kd"
+        targets = distilled.targets if protocol in ("own", "plain") else distilled.classes
         try:
-            return train_and_test(
+            found = train_and_test(
                 Examples(images, targets.to(device)),
                 test,
                 recipe,
@@ -75,11 +89,13 @@ def evaluate(
                 replace(run, progress=show),
                 part,
                 *_stream(settings, protocol),
-                rates=[factor * recipe.lr for factor in settings.rates],
+                rates=[] if online else [factor * recipe.lr for factor in settings.rates],
                 real=real.get(protocol),
+                label=labeller(teachers.load(0), run.compute) if online else None,
             )
         except DivergenceError as error:
             raise DivergenceError(f"protocol {protocol}: {error}") from error
+        return {**found, "teacher": _first(teachers)} if online else found
 
     scores = each(settings.protocols, one, run.resume)
     return {
@@ -90,6 +106,16 @@ def evaluate(
         },
         "protocols": dict(zip(settings.protocols, scores, strict=True)),
         "seconds": run.seconds(),
+    }
+
+
+def _first(teachers: TeacherPool) -> dict[str, Any]:
+    """Who the first of the teachers is."""
+    group = teachers.artifacts[0]
+    return {
+        "network": teachers.spec.name,
+        "accuracy": group.info["test_accuracy"][0],
+        "content": group.content,
     }
 
 
@@ -136,16 +162,20 @@ def train_and_test(
     *stream: streams.Key,
     rates: Sequence[float] = (),
     real: Examples | None = None,
+    label: Labeller | None = None,
 ) -> dict[str, Any]:
     """Train `networks` networks on `examples`, one stream each, and summarize what they score on
-    `test`. Where there are `rates`, the best of them on `real` takes the place of the recipe's.
+    `test`. Where there are `rates`, the best of them on `real` takes the place of the recipe's;
+    what `label` says of the images, that of their targets.
 
     What is finished is kept in `resume`, in place of that of the run.
     """
     compute, groups = run.compute, run.compute.groups(range(networks))
     planned = len(groups) + len(rates)
     trainers = [
-        Trainer(spec.network(compute.device), recipe, compute, examples, networks=planned)
+        Trainer(
+            spec.network(compute.device), recipe, compute, examples, networks=planned, label=label
+        )
         for _ in groups[0]
     ]
 

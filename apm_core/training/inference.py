@@ -40,6 +40,20 @@ def embeddings(net: FlatNet, images: Images, compute: Compute, *, batch: int = 1
     return _outputs(net, getattr(net.module, "embed", net.module), images, compute, batch)
 
 
+def labeller(net: FlatNet, compute: Compute) -> Callable[[Tensor], Tensor]:
+    """A function from images (N, C, H, W) on the device to the logits (N, classes) of `net` in
+    evaluation mode, for steps of a `Trainer`; `net` is not to be changed while it is in use.
+    """
+    net.module.eval()
+
+    def label(images: Tensor) -> Tensor:
+        with torch.no_grad(), compute.autocast():
+            logits = net.module(images)
+        return logits.float() if compute.precision == "bf16" else logits
+
+    return label
+
+
 def _outputs(
     net: FlatNet,
     function: Callable[[Tensor], Tensor],

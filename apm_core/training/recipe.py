@@ -5,9 +5,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apm_core.errors import ConfigError
+from apm_core.settings.evaluation import OnlineTraining
 from apm_core.settings.names import names_in
 from apm_core.settings.training import PoolTraining, RecipeSettings
 from apm_core.training import augment
+
+SCHEDULES = ("step", "cosine", "half_cosine")
+OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,9 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4  # on all parameters, norms and biases included
     nesterov: bool = False
-    schedule: str = (
-        "step"  # "step": a tenth of lr from pass `drop` on; "cosine": to `floor` at the last pass
-    )
+    # "step": a tenth of lr from pass `drop` on; "cosine": to `floor` at the last pass;
+    # "half_cosine": the first half of one, to about lr / 2
+    schedule: str = "step"
     drop: int | None = None  # first pass with the lower rate; None: never
     drop_momentum: bool = (
         False  # forget the momentum at the drop, as the trajectory-matching evaluators do
@@ -31,21 +35,27 @@ class Recipe:
     augment: str = "color_crop_cutout_flip_scale_rotate"
     rho: float = 0.0  # radius in which a flat minimum is looked for (GSAM); 0: plain SGD
     alpha: float = 0.0  # share of the gradient across that of the radius that is taken away
-    optimizer: str = "sgd"  # or "adam": momentum is its first beta; weight decay joins the gradient
+    # "sgd"; "adam": momentum is its first beta, weight decay joins the gradient; "adamw": the decay
+    # stands beside it, on matrices and kernels alone
+    optimizer: str = "sgd"
     # with schedule cosine:
     warmup: int = 0  # passes in which the rate rises from 0, at most half of them
     floor: float = 0.0  # share of lr that the rate falls to
+    cutmix: bool = False  # of every batch, after the augmentation
+    temperature: float = 1.0  # of the loss: logits, and labels that are logits, are divided by it
 
     def __post_init__(self) -> None:
         losses = names_in("training.losses")
         if self.loss not in losses:
             raise ConfigError(f"loss: there is no loss {self.loss!r}; known: {', '.join(losses)}")
-        if self.schedule not in ("step", "cosine"):
-            raise ConfigError(f"schedule: {self.schedule!r} is neither step nor cosine")
-        if self.optimizer not in ("sgd", "adam"):
-            raise ConfigError(f"optimizer: {self.optimizer!r} is neither sgd nor adam")
-        if self.optimizer == "adam" and self.nesterov:
-            raise ConfigError("nesterov: true goes with optimizer sgd: set it to false for adam")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule: {self.schedule!r} is none of {', '.join(SCHEDULES)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError(f"optimizer: {self.optimizer!r} is none of {', '.join(OPTIMIZERS)}")
+        if self.optimizer != "sgd" and self.nesterov:
+            raise ConfigError(
+                f"nesterov: true goes with optimizer sgd: set it to false for {self.optimizer}"
+            )
         augment.groups(self.augment)
 
     @classmethod
@@ -56,6 +66,8 @@ class Recipe:
 
     def rate(self, index: int) -> float:
         """The learning rate of pass `index` (from 0)."""
+        if self.schedule == "half_cosine":
+            return self.lr * 0.5 * (1 + math.cos(0.5 * math.pi * index / self.passes))
         if self.schedule == "cosine":
             rising = min(self.warmup, self.passes // 2)
             if index < rising:
@@ -91,3 +103,22 @@ def teacher_recipe(training: PoolTraining) -> Recipe:
     own = {"lr", "batch", "momentum", "weight_decay", "augment", "rho", "alpha"}
     drop = round(training.drop_at * training.epochs)
     return Recipe(passes=training.epochs, drop=drop, **training.model_dump(include=own))
+
+
+def online_recipe(training: OnlineTraining, ipc: int) -> Recipe:
+    """The recipe of RDED's code for sets of `ipc` stored images per class, under a teacher's online
+    labels: AdamW along half a cosine, and CutMix of every batch.
+
+    Its random crops keep at least the share of a tile, and its shuffling of patches makes mosaics;
+    images here are decoded whole, and both leave them as they are.
+    """
+    own = {"lr", "weight_decay", "temperature", "augment"}
+    return Recipe(
+        passes=training.epochs,
+        batch=training.batch_for(ipc),
+        schedule="half_cosine",
+        loss="kl",
+        optimizer="adamw",
+        cutmix=True,
+        **training.model_dump(include=own),
+    )

@@ -21,12 +21,14 @@ from apm_core.runtime.device import Compute, Graphs, lanes
 from apm_core.runtime.resume import Part, SavedState
 from apm_core.runtime.run import Progress, silent
 from apm_core.training import augment
+from apm_core.training.cutmix import NUMBERS, cutmix
 from apm_core.training.inference import forward_flops
 from apm_core.training.losses import loss_of
 from apm_core.training.optimizers import Moments, adam_
 from apm_core.training.recipe import Recipe
 
 SMALLEST_NORM = 1e-12
+Labeller = Callable[[Tensor], Tensor]  # images (N, C, H, W) to their targets
 Among = Callable[[int], Tensor | None]  # examples (n,) int64 of a pass by its index; None: all
 
 
@@ -41,17 +43,20 @@ class Rows:
     finds its own batch.
     """
 
-    def __init__(self, size: int, steps: int, strategy: str, device: torch.device) -> None:
+    def __init__(
+        self, size: int, steps: int, strategy: str, device: torch.device, *, mixed: bool = False
+    ) -> None:
         self.size, self.steps, self.strategy = size, steps, strategy
         self.names = augment.groups(strategy)
         self.order = torch.zeros(steps, size, dtype=torch.int64, device=device)
         self.group = torch.zeros(steps, dtype=torch.int64, device=device)
         self.uniform = torch.zeros(steps, augment.NUMBERS, size, device=device)
+        self.mix = torch.zeros(steps, NUMBERS, device=device) if mixed else None
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
 
     def fill(self, order: Tensor, random: torch.Generator) -> list[str | None]:
         """Take the batches of a pass, examples (n * size,) for n <= steps, and draw an augmentation
-        for each step; returns its group by step.
+        for each step, and how it is mixed; returns the augmentation's group by step.
         """
         n = len(order) // self.size
         if not n:
@@ -59,20 +64,22 @@ class Rows:
         _upload(order.view(n, self.size), self.order[:n])
         self.position.zero_()
         draws = [augment.draw(self.strategy, self.size, random) for _ in range(n)]
+        if self.mix is not None:
+            _upload(torch.rand(n, NUMBERS, generator=random), self.mix[:n])
         if not self.names:
             return [None] * n
         _upload(torch.stack([drawn.uniform for drawn in draws]), self.uniform[:n])
         _upload(torch.tensor([self.names.index(drawn.group) for drawn in draws]), self.group[:n])
         return [drawn.group for drawn in draws]
 
-    def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Examples (size,), number of the augmentation's group (0-d), and its numbers
-        (3, size) of the step whose turn it is.
+    def next(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Examples (size,), number of the augmentation's group (0-d), its numbers (3, size), and
+        those of CutMix (3,) or None, of the step whose turn it is.
         """
-        columns = (self.order, self.group, self.uniform)
-        index, number, uniform = (of.index_select(0, self.position)[0] for of in columns)
+        columns = (self.order, self.group, self.uniform, self.mix)
+        turn = [None if of is None else of.index_select(0, self.position)[0] for of in columns]
         self.position.add_(1).remainder_(self.steps)
-        return index, number, uniform
+        return tuple(turn)
 
 
 def _upload(values: Tensor, to: Tensor) -> None:
@@ -81,16 +88,24 @@ def _upload(values: Tensor, to: Tensor) -> None:
 
 
 def _descent(
-    recipe: Recipe, vector: Tensor, velocity: Tensor, moments: Moments | None, rate: Tensor
+    recipe: Recipe, net: FlatNet, velocity: Tensor, moments: Moments | None, rate: Tensor
 ) -> Callable[[Tensor], None]:
-    """A function that moves the parameters w in `vector` along their gradient g, in place.
+    """A function that moves the parameters w of `net` along their gradient g, in place.
 
     v <- m v + (g + decay w); w <- w - rate v, or rate (g + decay w + m v) with Nesterov; or a step
-    of Adam along g + decay w.
+    of Adam along g + decay w; or w <- w - rate decay w in matrices, and a step of Adam along g
+    (AdamW: Loshchilov & Hutter, ICLR 2019).
     """
+    vector = net.vector
+    beside = None
+    if recipe.optimizer == "adamw":
+        beside = net.matrices.to(vector.dtype) * recipe.weight_decay
 
     def descend(gradient: Tensor) -> None:
-        gradient = gradient.add(vector, alpha=recipe.weight_decay)
+        if beside is None:
+            gradient = gradient.add(vector, alpha=recipe.weight_decay)
+        else:
+            vector.addcmul_(vector * beside, rate, value=-1)
         if moments:
             adam_(vector, gradient, moments, rate, beta1=recipe.momentum)
             return
@@ -121,21 +136,30 @@ class Trainer:
         examples: the training set. Its tensors may be overwritten between two networks.
         networks: how many will be trained; it tells how long the work will be, and so whether
             compiling it pays.
+        label: gives the targets of each batch, from its images as the network sees them; None: the
+            targets are those of the examples.
     """
 
     def __init__(
-        self, net: FlatNet, recipe: Recipe, compute: Compute, examples: Examples, *, networks: int
+        self,
+        net: FlatNet,
+        recipe: Recipe,
+        compute: Compute,
+        examples: Examples,
+        *,
+        networks: int,
+        label: Labeller | None = None,
     ) -> None:
         self.net, self.recipe, self.compute, self.examples = net, recipe, compute, examples
         device, count = compute.device, len(examples.targets)
         net.use_kernels(compute.kernels)
         self.velocity = torch.zeros_like(net.vector)
-        self.moments = Moments.at_rest(net.vector) if recipe.optimizer == "adam" else None
+        self.moments = Moments.at_rest(net.vector) if recipe.optimizer != "sgd" else None
         self.rate = torch.zeros((), device=device, dtype=net.vector.dtype)
         self.loss_sum = torch.zeros((), device=device, dtype=net.vector.dtype)
         whole, rest = divmod(count, recipe.batch)
         self.rows = [
-            Rows(size, steps, recipe.augment, device)
+            Rows(size, steps, recipe.augment, device, mixed=recipe.cutmix)
             for size, steps in ((recipe.batch, whole), (rest, 1))
             if size * steps
         ]
@@ -145,7 +169,10 @@ class Trainer:
         def forward(images: Tensor, targets: Tensor) -> Tensor:
             with compute.autocast():
                 logits = net.module(images)
-            return loss(logits.float() if compute.precision == "bf16" else logits, targets)
+            logits = logits.float() if compute.precision == "bf16" else logits
+            if recipe.temperature != 1:
+                logits, targets = logits / recipe.temperature, targets / recipe.temperature
+            return loss(logits, targets)
 
         image = examples.images[torch.zeros(1, dtype=torch.int64, device=device)].shape[1:]
         passes = networks * recipe.passes * (2 if recipe.rho else 1)
@@ -155,7 +182,8 @@ class Trainer:
             "fuses": net.fuses,
         }
         self._forward = compute.compiled(forward, **work)
-        self._descend = _descent(recipe, net.vector, self.velocity, self.moments, self.rate)
+        self._label = compute.compiled(label, **work) if label else None
+        self._descend = _descent(recipe, net, self.velocity, self.moments, self.rate)
         if compute.graphs:  # small operations, each a node of the graph; on a CPU they cost nothing
             self._augmented = compute.compiled(augment.augment_by_number, **work)
             self._descend = compute.compiled(self._descend, **work)
@@ -266,12 +294,16 @@ class Trainer:
 
         On a GPU the group's number is read there too: one graph serves all groups.
         """
-        index, number, uniform = rows.next()
+        index, number, uniform, mix = rows.next()
         images, targets = self.examples.images[index], self.examples.targets[index]
         if self._graphs:
             images = self._augmented(images, rows.names, number, uniform)
         elif group:
             images = augment.augment(images, augment.Draw(group, uniform))
+        if mix is not None:
+            images = cutmix(images, mix)
+        if self._label:
+            targets = self._label(images)
         loss = self._forward(images, targets)
         gradient = self.net.gradient(loss)
         self.loss_sum += loss.detach()

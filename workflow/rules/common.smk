@@ -86,6 +86,12 @@ def pool_for_labels(wildcards):
     return pool_files(pool) if pool else []
 
 
+def online_teacher(wildcards):
+    """The group whose first teacher labels while an architecture is trained, where one does."""
+    online = "kd" in PLAN.protocols.get(wildcards.network, [])
+    return pool_files("teachers")[:1] if online else []
+
+
 def shard_files(wildcards):
     """The shards of a distilled set."""
     PLAN.require_target(wildcards.dataset, wildcards.ipc)

@@ -2,6 +2,7 @@ rule evaluate:
     input:
         data="work/{dataset}/data.zarr.zip",
         distilled="results/{dataset}_ipc{ipc}.{entry}.zarr.zip",
+        teacher=online_teacher,
     output:
         scores=ensure("work/{dataset}/evaluate/ipc{ipc}.{entry}/{network}.json", non_empty=True),
     log:
