@@ -154,7 +154,7 @@ def test_the_lead_names_the_first_and_how_far_it_is_ahead(results):
         " co, real images with the same labels: real gain."
     )
     results["methods"]["apm"]["control"] = None
-    assert comparison.lead(results).endswith("the run has no control with the same labels.")
+    assert comparison.lead(results).endswith("no other set of the run is its control.")
     del results["methods"]["apm"], results["methods"]["dm"]
     assert comparison.lead(results) == "", "one set is not the first of anything"
 
@@ -230,7 +230,7 @@ def test_published_points_are_marked_as_such(results):
     results["run"]["dataset"] = "cifar10"
     with style.applied():
         chart, _ = frontier.charts(results)
-    assert "published, with a wider network" in chart.text
+    assert "published, of ConvNets of width 128" in chart.text
     assert "arXiv:2310.05773, Table 1" in chart.text
 
 

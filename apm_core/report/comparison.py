@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from apm_core.report.differences import SIGNS, WORDS, difference
+from apm_core.report.differences import WORDS, difference
 from apm_core.report.table import MEASURES, PROTOCOLS, marked
 
 Results = Mapping[str, Any]
@@ -21,14 +21,14 @@ def accuracies(results: Results) -> str:
         for network in dict.fromkeys(n for one in methods.values() for n in one.get(key, {}))
     ]
     best = _best(methods, [column[:2] for column in columns])
-    rows = [_row(["set", *(label for *_, label in columns), "control"], "th", 'scope="col"')]
+    rows = []
     for name in methods:
         cells = [_cell(results, name, key, network, best) for key, network, _ in columns]
-        rows.append(_row([escape(marked(name, methods[name])), *cells, _control(results, name)]))
+        rows.append([escape(marked(name, methods[name])), *cells, _control(results, name)])
     full = [_score(results["ceiling"].get(n)) if k == "accuracy" else "" for k, n, _ in columns]
     if any(full):
-        rows.append(_row(["full data", *full, ""]))
-    return _table(rows)
+        rows.append(["full data", *full, ""])
+    return _table(["set", *(label for *_, label in columns), "control"], rows)
 
 
 def measures(results: Results) -> str:
@@ -39,14 +39,9 @@ def measures(results: Results) -> str:
         for label, show in MEASURES.items()
         if any(cells := [show(one) for one in methods.values()])
     }
-    rows = [_row(["set", *columns], "th", 'scope="col"')]
-    for place, name in enumerate(methods):
-        rows.append(
-            _row(
-                [escape(marked(name, methods[name])), *(cells[place] for cells in columns.values())]
-            )
-        )
-    return _table(rows)
+    names = [escape(marked(name, one)) for name, one in methods.items()]
+    rows = [list(cells) for cells in zip(names, *columns.values(), strict=True)]
+    return _table(["set", *columns], rows)
 
 
 def lead(results: Results) -> str:
@@ -62,7 +57,7 @@ def lead(results: Results) -> str:
     text = f"<strong>{escape(name)}</strong> is first: {best:.1f} % with {escape(network)}"
     found = difference(results, name, "accuracy", network)
     if found is None:
-        return f"{text}; the run has no control with the same labels."
+        return f"{text}; no other set of the run is its control."
     control = methods[name]["control"]["entry"]
     return (
         f"{text}, {abs(found.mean):.1f} points {'above' if found.mean >= 0 else 'below'}"
@@ -117,18 +112,14 @@ def _control(results: Results, name: str) -> str:
     return escape(control["entry"]) + note
 
 
-def _row(cells: list[str], tag: str = "td", scope: str = "") -> str:
-    first = f"<th {scope or 'scope=row'}>{cells[0]}</th>"
-    rest = "".join(f"<{tag} {scope}>{cell}</{tag}>".replace(" >", ">") for cell in cells[1:])
-    return f"<tr>{first}{rest}</tr>"
-
-
-def _table(rows: list[str]) -> str:
-    head, *body = rows
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """A table of HTML cells, which scrolls where a screen is narrow."""
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for name, *cells in rows
+    )
     return (
         '<div class="wide" tabindex="0"><table>'
-        f"<thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
-
-
-LEGEND = ", ".join(f"{sign} {WORDS[verdict]}" for verdict, sign in SIGNS.items())

@@ -8,6 +8,7 @@ from apm_core import scores
 
 SIGNS = {"gain": "\u25b2", "loss": "\u25bc", "noise": "\u2248", "open": "?"}
 WORDS = {"gain": "real gain", "loss": "real loss", "noise": "noise", "open": "one network"}
+LEGEND = ", ".join(f"{sign} {WORDS[verdict]}" for verdict, sign in SIGNS.items())
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from apm_core.report.charts import (
     transfer,
 )
 from apm_core.report.charts.style import Chart
+from apm_core.report.differences import LEGEND
 from apm_core.report.table import TILES
 from apm_core.runtime import store
 
@@ -29,11 +30,11 @@ JUDGED = f"""
 The small line under an accuracy is the difference to the set's control: real images with the same
 labels, in the same form ("other" names what differs in the recipe). Network number i starts from
 the same weights, on the same random streams, for every set; so differences are taken network by
-network, and the brackets hold the 95 % Student t interval of their mean. {comparison.LEGEND}:
-a difference is real where its interval excludes zero. It speaks of networks trained on these very
-sets, not of sets distilled anew with another seed, and about one mark in twenty is wrong by chance.
-Bold: the highest mean of a column. {TILES} marks sets that store several smaller images
-in one; they are compared with sets of as many tiles only.
+network, and the brackets hold the 95 % Student t interval of their mean. {LEGEND}: a difference is
+real where its interval excludes zero. It speaks of networks trained on these very sets, not of sets
+distilled anew with another seed; and where there is no difference, one in twenty is called real by
+chance. Bold: the highest mean of a column. {TILES} marks sets that store several smaller images in
+one; they are compared with sets of as many tiles only.
 """
 WORDS = {
     "IPC": "images per class that a distilled set stores",

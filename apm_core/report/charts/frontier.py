@@ -69,7 +69,7 @@ def _bytes(
     text = "Bars: standard deviation over networks. A ring marks sets of tiles."
     if sources:
         text += (
-            " Grey and hollow, with the same markers: published, with a wider network, images as"
+            " Grey and hollow, with the same markers: published, of ConvNets of width 128, images as"
             f" float32 without labels, mostly chosen on the test split ({sources})."
         )
     return _made(figure, "bytes", "Accuracy for the bytes stored", text, methods, network)
