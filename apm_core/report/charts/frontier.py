@@ -69,8 +69,8 @@ def _bytes(
     text = "Bars: standard deviation over networks. A ring marks sets of tiles."
     if sources:
         text += (
-            " Grey and hollow, with the same markers: published, of ConvNets of width 128, images as"
-            f" float32 without labels, mostly chosen on the test split ({sources})."
+            " Grey and hollow, with the same markers: published, of ConvNets of width 128, images"
+            f" as float32 without labels, mostly chosen on the test split ({sources})."
         )
     return _made(figure, "bytes", "Accuracy for the bytes stored", text, methods, network)
 
