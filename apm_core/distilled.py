@@ -147,16 +147,22 @@ class DistilledSet:
             f"classes: there is no class {key!r}; known: {', '.join(self.class_names)}"
         )
 
-    def export(self, kind: str, folder: str | Path) -> None:
-        """Write the set to `folder` in the format of a module of `apm_core.exports`, such as "png".
+    def export(self, kind: str, path: str | Path) -> None:
+        """Write the decoded images, class by class, with their targets to `path`, in the format of
+        a module of `apm_core.exports`: one file ("pt", "npz") or a folder ("tensors", "folder",
+        "hf"). A JSON file says what they are, and the file of a ZCA whitening lies beside.
 
-        Raises ConfigError for an unknown format, and for a folder that holds files, which would
-        look like part of the set.
+        Raises ConfigError for an unknown format, a name that does not fit it, and a path that is
+        taken; ArtifactError where the whitening's file is not there, or nothing can be written.
         """
-        exporter, folder = module_of("exports", kind), Path(folder)
-        if any(folder.iterdir()) if folder.is_dir() else folder.exists():
-            raise ConfigError(f"{folder} exists and is not an empty folder: name a new one")
-        exporter.export(self, folder)
+        exporter, path = module_of("exports", kind), Path(path)
+        suffix = exporter.SUFFIX
+        if suffix and path.suffix != suffix:
+            raise ConfigError(f"{path}: {kind} is one file: name it {path.stem}{suffix}")
+        empty = not suffix and path.is_dir() and not any(path.iterdir())
+        if path.exists() and not empty:
+            raise ConfigError(f"{path} exists and is not an empty folder: name a new one")
+        exporter.export(self.select(), path)
 
     @property
     def image_bytes(self) -> int:

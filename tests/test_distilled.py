@@ -1,6 +1,5 @@
 """The product as a user meets it."""
 
-import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import apm_core
 from apm_core import distilled
@@ -100,42 +98,6 @@ def test_unknown_classes_are_refused_with_those_that_exist(real_set, key):
 def test_ipc_that_the_set_does_not_have_is_refused(real_set, ipc):
     with pytest.raises(ConfigError, match=f"ipc: {ipc} asked for, class '0' has 4 images"):
         real_set.select(ipc=ipc)
-
-
-HOSTILE = ("cat", "a/b", "..", "", "C:\\x?", "x" * 300, "\udcff", "caf\u00e9 noir", "a,b", "a\nb")
-
-
-def test_png_export_holds_every_image_and_its_targets(real_set, tmp_path):
-    folder = tmp_path / "new" / "set"
-    given = replace(real_set, class_names=HOSTILE)
-    given.export("png", str(folder))
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    assert names == [
-        *("00_cat", "01_a_b", "02__", "03_", "04_C_x_", "05_" + "x" * 50),
-        *("06__", "07_caf\u00e9_noir", "08_a_b", "09_a_b"),
-    ]
-    with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
-    assert header == ["file", "class", *(f"target_{c}" for c in range(10))]
-    assert len(rows) == 40 == len(list(folder.rglob("*.png")))
-    for (file, c, *targets), pixels, row, expected in zip(
-        rows, given.images_rgb(), given.classes, given.targets, strict=True
-    ):
-        assert int(c) == row and file.startswith(names[row])
-        assert np.array_equal(np.float32(targets), expected.numpy())
-        with Image.open(folder / file) as image:
-            assert np.array_equal(np.asarray(image), pixels)
-    assert sorted(path.parent for path in tmp_path.rglob("labels.csv")) == [folder]
-
-
-def test_export_leaves_other_files_alone(real_set, tmp_path):
-    with pytest.raises(ConfigError, match="'gif' is none of the exports: choose one of png"):
-        real_set.export("gif", tmp_path)
-    (tmp_path / "note").write_text("mine")
-    for taken in (tmp_path, tmp_path / "note"):
-        with pytest.raises(ConfigError, match=f"{taken} exists and is not an empty folder: name"):
-            real_set.export("png", taken)
-    assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
 def test_save_and_load_are_inverse(real_set, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 REPO = Path(__file__).parents[1]
 BLOCK = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
@@ -72,10 +73,12 @@ def test_one_more_of_everything_runs(project):
         assert entry["top3"]["mlp"]["mean"] >= entry["accuracy"]["mlp"]["mean"]
     code = (
         "import apm_core; s = apm_core.load('results/stripes_ipc4.class_mean.zarr.zip');"
-        " s.export('npz', 'out')"
+        " s.export('sheet', 's.png'); s.export('npz', 's.npz')"
     )
     in_project(project, "-c", code)
-    found = np.load(project / "out/set.npz")
+    with Image.open(project / "s.png") as sheet:
+        assert sheet.size == (4 * 8, 4 * 8)
+    found = np.load(project / "s.npz")
     assert found["images"].shape == (16, 1, 8, 8)
     # after 40 rounds all images of a class are its mean, and those of `typical` differ
     assert np.abs(found["images"][0] - found["images"][1]).max() < 0.05

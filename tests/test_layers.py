@@ -19,12 +19,15 @@ LAYERS = (
     "nets",
     "data",
     "training",
+    "distilled",
+    "sidecar",
+    "exports",
+    "imports",
     "methods",
     "scores",
-    "distilled",
-    "exports",
     "report",
     "stages",
+    "cli",
 )
 # what each module of a folder must define
 CONTRACTS = {
@@ -32,7 +35,7 @@ CONTRACTS = {
     "training.losses": {"loss"},
     "training.metrics": {"measure"},
     "data.sources": {"read", "CHANNELS"},
-    "exports": {"export"},
+    "exports": {"export", "SUFFIX"},
 }
 LIGHT = f"""
 import sys

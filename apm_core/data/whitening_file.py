@@ -45,6 +45,18 @@ class WhiteningFile:
         return Whitening.from_arrays(stored.info["whitening"], stored.arrays)
 
 
+def keep(path: str | Path, whitening: Whitening) -> WhiteningFile | None:
+    """Write a whitening that comes without its data; None for the kind "none", which needs no file.
+
+    Raises ArtifactError when the file cannot be written.
+    """
+    if whitening.kind == "none":
+        return None
+    info = {"whitening": whitening.kind}
+    stored = store.write(path, KIND, whitening.arrays(), settings={}, info=info)
+    return WhiteningFile(Path(path), stored.content)
+
+
 def write(path: str | Path, data: PreparedData) -> store.Artifact:
     """Write the whitening of `data` to `path`; an empty artifact for the kind "none"."""
     return store.write(

@@ -19,6 +19,7 @@ from apm_core.errors import ConfigError
 from apm_core.methods.movers import Mover, Rows, State
 from apm_core.methods.tiled import TiledImages
 from apm_core.nets.spec import Spec
+from apm_core.runtime import store
 from apm_core.runtime.device import Compute
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Progress, silent
@@ -50,6 +51,7 @@ class Job:
     limit: int | None = None  # bytes of the device that the job may take; None: all
     progress: Progress = silent
     resume: Resume | None = None
+    shards: int = 1  # of the set, to which all of them belong
 
     @property
     def stream(self) -> tuple[int, str, int]:
@@ -83,6 +85,7 @@ class Shard:
     # (N, C) float32 logits or (N,) class indices; None: labelled when the shards are merged
     targets: Tensor | None = None
     rate: float | None = None  # learned learning rate; None: the recipe's
+    source: store.Artifact | None = None  # a file that it was taken from
 
 
 @dataclass(frozen=True)

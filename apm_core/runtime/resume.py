@@ -4,16 +4,13 @@ up.
 
 import signal
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from apm_core.errors import ArtifactError, InterruptedRunError
-from apm_core.runtime import store
+from apm_core.runtime import tensor_file
 from apm_core.settings.text import fingerprint
 
 FORMAT = 2
@@ -49,18 +46,13 @@ class Resume:
         if not self.path.is_file():
             return None
         remedy = f"delete {self.path} to start this stage anew"
+        saved = tensor_file.read(self.path, what="the resume file", remedy=remedy)
         try:
-            with zipfile.ZipFile(self.path) as members:  # torch itself ignores the checksums
-                if broken := members.testzip():
-                    raise zipfile.BadZipFile(f"{broken} does not match its checksum")
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)
             header = (saved["format"], saved["fingerprint"])
             state, seconds = saved["state"], float(saved.get("seconds", 0.0))
-        # torch reports damage by errors of zipfile, pickle or its own
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
-                f"{self.path}: the resume file is damaged ({reason}): {remedy}"
+                f"{self.path}: the resume file is damaged ({error}): {remedy}"
             ) from error
         if header != (FORMAT, self.fingerprint):
             raise ArtifactError(
@@ -82,18 +74,13 @@ class Resume:
         stop.
         """
         started = time.monotonic()
-        with store.atomic_path(self.path) as temporary:
-            saved = {
-                "format": FORMAT,
-                "fingerprint": self.fingerprint,
-                "seconds": self.earlier + time.monotonic() - self._started,
-                "state": state,
-            }
-            try:
-                with temporary.open("wb") as file:
-                    torch.save(saved, file)
-            except RuntimeError as error:  # torch's, while it clears up after a failed write
-                raise (error.__context__ or error) from None
+        saved = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "seconds": self.earlier + time.monotonic() - self._started,
+            "state": state,
+        }
+        tensor_file.write(self.path, saved)
         self._saved = time.monotonic()
         self._cost = self._saved - started
         if self.stopping is not None:

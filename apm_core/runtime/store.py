@@ -280,6 +280,23 @@ def rows_of(path: str | Path, name: str, rows: np.ndarray) -> np.ndarray:
         return np.asarray(root[name].oindex[rows])
 
 
+def kind_of(path: str | Path) -> str:
+    """What the file `path` says it is, an artifact or a JSON of ours; ArtifactError as for `read`,
+    and for a file that says nothing.
+    """
+    if Path(path).suffix == ".json" and Path(path).is_file():
+        try:
+            kind = json.loads(Path(path).read_text(encoding="utf-8")).get("kind")
+        except (OSError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{path}: cannot be read ({error}): {_remedy(path)}") from error
+    else:
+        with _opened(path) as (root, _):
+            kind = root.attrs.get("kind")
+    if not isinstance(kind, str):
+        raise ArtifactError(f"{path}: does not say what it is, so apm did not write it")
+    return kind
+
+
 def content_of(path: str | Path) -> str:
     """The content hash that the file `path` states, without reading its arrays; ArtifactError as
     for `read`.

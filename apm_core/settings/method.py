@@ -38,6 +38,11 @@ class MethodSettings(Section):
         return "own"
 
     @property
+    def files(self) -> list[str]:
+        """Files that the shards are made from besides data and pool: inputs of their jobs."""
+        return []
+
+    @property
     def epochs_needed(self) -> dict[str, int]:
         """For each setting that selects snapshots of the pool, the last epoch that it selects."""
         return {}

@@ -143,6 +143,10 @@ class Plan:
         """The pool that `entry` distils from, or None."""
         return self.entry(entry).settings.pool
 
+    def files(self, entry: str) -> list[str]:
+        """The files that `entry` takes its images from."""
+        return self.entry(entry).settings.files
+
     def label_pool(self, entry: str) -> PoolName | None:
         """The pool that labels the merged set of `entry`, or None."""
         settings = self.entry(entry).settings
@@ -260,6 +264,10 @@ class Plan:
         del record["dataset"]["data_dir"]
         table = record["nas"]["reference"]["table"]
         record["nas"]["reference"]["table"] = table and Path(table).name
+        named = [one for one in record["distill"]["methods"] if isinstance(one, dict)]
+        for section in [*record["methods"].values(), *named]:
+            if "file" in section:
+                section["file"] = Path(section["file"]).name
         record["precision"] = self.settings.compute.precision
         return CollectSettings(
             ipc=self.settings.ipc,

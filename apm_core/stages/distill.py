@@ -183,10 +183,11 @@ def distill_shard(
     pool: TeacherPool | None,
     run: Run,
     *,
+    shards: int = 1,
     segment: int | None = None,
     budget: Budget | None = None,
 ) -> store.Artifact:
-    """Distil shard number `shard` as the settings say and write it to `path`."""
+    """Distil shard number `shard` of `shards` as the settings say and write it to `path`."""
     method, ipc, tiles = methods.build(settings), settings.ipc, None
     if settings.tiles > 1:
         tiles = Tiles(settings.tiles, data.whitening)
@@ -209,6 +210,7 @@ def distill_shard(
         limit=budget.bytes if budget else None,
         progress=run.progress,
         resume=run.resume,
+        shards=shards,
     )
     rounds = 0 if settings.rounds is None else settings.rounds + 1
     recorder = Recorder(rounds, lambda shard: picture(shard, data, tiles)) if rounds else None
@@ -244,6 +246,8 @@ def distill_shard(
     inputs = {"data": data.artifact}
     for number, artifact in enumerate(pool.artifacts if pool else ()):
         inputs[f"teachers{number}"] = artifact
+    if result.source:
+        inputs["source"] = result.source
     return store.write(path, KIND, arrays, settings=settings.to_dict(), inputs=inputs, info=info)
 
 

@@ -38,7 +38,8 @@ def merge(
     A learned learning rate is the mean of the shards'. `whitening_name` is that of the file beside
     the set which holds the whitening of `data`; the file itself is not touched.
 
-    Raises ArtifactError when a shard comes from other data or other settings than the first.
+    Raises ArtifactError when a shard comes from other data or other settings than the first,
+    ConfigError when the loss of the recipe does not go with labels that the shards bring.
     """
     shards = [store.read(one, SHARD) for one in shard_paths]
     for shard in shards:
@@ -64,6 +65,8 @@ def merge(
     else:
         targets = pool_labels(pool, images, settings, compute)
     recipe = Recipe.of(settings.recipe)
+    if settings.labels == "own":
+        recipe.require_targets(targets, f"entry {settings.entry}")
     if shards[0].info["rate"] is not None:
         recipe = replace(recipe, lr=sum(shard.info["rate"] for shard in shards) / len(shards))
     result = DistilledSet(

@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from apm_core.errors import ConfigError
 from apm_core.settings.evaluation import OnlineTraining
 from apm_core.settings.names import names_in
@@ -90,6 +92,21 @@ class Recipe:
     def with_hard_labels(self) -> "Recipe":
         """The same recipe for class indices."""
         return replace(self, loss="ce")
+
+    def require_targets(self, targets: Tensor, place: str) -> None:
+        """Raise ConfigError, naming `place`, unless the loss goes with `targets`: cross-entropy
+        with class indices (N,), every other with logits (N, C).
+        """
+        if (self.loss == "ce") != (targets.ndim == 1):
+            kind, wanted = (
+                ("class indices", "ce")
+                if targets.ndim == 1
+                else ("logits", "soft_ce, l1 or half_mse")
+            )
+            raise ConfigError(
+                f"{place}: the loss {self.loss} does not go with labels that are {kind}: set the"
+                f" loss of its recipe to {wanted}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; `Recipe(**d)` is the inverse."""

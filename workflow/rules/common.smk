@@ -60,6 +60,17 @@ def pool_for_distillation(wildcards):
     return pool_files(pool) if pool else []
 
 
+def files_of_entry(wildcards):
+    """The files that an entry takes its images from, which no rule makes."""
+    for file in PLAN.files(wildcards.entry):
+        if not Path(file).is_file():
+            raise WorkflowError(
+                f"{file}: there is no such file, and the entry {wildcards.entry} takes its images"
+                " from it: make it with `apm import PATH --as NAME`, or set `file` of the entry"
+            )
+    return PLAN.files(wildcards.entry)
+
+
 def pool_settings(wildcards):
     """The settings of a pool, whose key is in the path of its files."""
     key = PLAN.pool_key(wildcards.pool)

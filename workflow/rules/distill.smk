@@ -2,6 +2,7 @@ rule distill:
     input:
         data="work/{dataset}/data.zarr.zip",
         teachers=pool_for_distillation,
+        files=files_of_entry,
     output:
         shard=ensure("work/{dataset}/distill/{entry}.ipc{ipc}/{shard}.zarr.zip", non_empty=True),
     log:

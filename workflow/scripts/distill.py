@@ -23,6 +23,7 @@ with job(snakemake, DistillSettings) as this:
         data,
         TeacherPool.open(teachers, data, this.run.compute) if teachers else None,
         this.run,
+        shards=this.config.distill.shards,
         segment=compute.segment,
         budget=Budget.of(compute, this.run.compute),
     )

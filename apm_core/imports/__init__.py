@@ -1,0 +1,1 @@
+"""Distilled sets that others published, as sets of ours."""
