@@ -34,6 +34,21 @@ def summarize(values: Values) -> Summary:
     return {"mean": float(runs.mean()), "std": std, "n": len(runs), "runs": runs.tolist()}
 
 
+def paired_interval(a: Values, b: Values) -> tuple[float, float, float]:
+    """The mean of a - b over pairs (n,), and the ends of its 95 % Student t interval.
+
+    The differences count as independent draws from a normal distribution. Raises ConfigError for
+    fewer than 2 pairs, unequal lengths or a value that is not finite.
+    """
+    a, b = _pair(a, b, at_least=2)
+    from scipy import stats  # here, because it takes a second to load
+
+    differences = a - b
+    half = stats.t.ppf(0.975, len(a) - 1) * differences.std(ddof=1) / math.sqrt(len(a))
+    mean = float(differences.mean())
+    return mean, mean - float(half), mean + float(half)
+
+
 def spearman(a: Values, b: Values) -> float:
     """Spearman's rank correlation of two scores (n,) of the same networks, ties at mean ranks.
 
@@ -43,7 +58,7 @@ def spearman(a: Values, b: Values) -> float:
     a, b = _pair(a, b, at_least=3)
     if _is_constant(a, b):
         return math.nan
-    from scipy import stats  # here, because it takes a second to load
+    from scipy import stats
 
     return float(stats.spearmanr(a, b).statistic)
 

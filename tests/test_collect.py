@@ -19,7 +19,8 @@ from apm_core.stages.collect import collect, summarize_folder
 from apm_core.training.recipe import Recipe
 
 RECORD = {"ipc": 2, "seed": 4, "dataset": {"name": "toys"}}
-SETTINGS = CollectSettings(ipc=2, seed=4, record=RECORD)
+CONTROLS = {"apm": {"entry": "random", "recipe": ["lr"]}}
+SETTINGS = CollectSettings(ipc=2, seed=4, controls=CONTROLS, record=RECORD)
 COSTS = {
     "apm": {"teacher_seconds": 100.0, "distill_seconds": 50.0, "peak_memory_bytes": 7},
     "random": {"teacher_seconds": 100.0, "distill_seconds": 0.5, "peak_memory_bytes": 3},
@@ -171,13 +172,15 @@ def test_every_documented_key_is_there(files):
         "plain_accuracy",
         "online_label_accuracy",
     }
-    keys |= {"hard_label_accuracy", "lrs", "ars", "nas", "cost"}
+    keys |= {"hard_label_accuracy", "lrs", "ars", "nas", "cost", "control"}
     for method in found["methods"].values():
         assert set(method) == keys
         cost = {"teacher_seconds", "distill_seconds", "peak_memory_bytes", "device", "precision"}
         assert set(method["cost"]) == cost
     assert found["methods"]["apm"]["nas"] == NAS
     assert found["methods"]["random"]["nas"] is None
+    assert found["methods"]["apm"]["control"] == CONTROLS["apm"]
+    assert found["methods"]["random"]["control"] is None
     json.dumps(found, allow_nan=False)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.methods.base import Job, Method, OneShot, Shard, Update
+from apm_core.methods.history import POINTS, SNAPSHOTS, History, Recorder, shown
 from apm_core.methods.movers import Momentum, State
 from apm_core.methods.selection import random_real
 from apm_core.runtime import store, streams
@@ -237,6 +238,60 @@ def test_a_shard_that_is_killed_and_resumed_has_the_same_bits(
     )
     assert shown == [(done, 6) for done in range(killed_at + 1, 7)]
     assert resumed.content == unbroken.content
+
+
+def test_a_shard_keeps_its_history(settings, digits, teachers, cpu, tmp_path):
+    shard = distill_shard(tmp_path / "a", settings, 1, digits, teachers, Run(cpu))
+    history = History.of(store.read(tmp_path / "a", "shard"))
+    assert history.seen.tolist() == list(range(6)) and history.noted.tolist() == list(range(1, 7))
+    assert {"match", "lr_images"} <= history.figures.keys()
+    assert all(
+        len(values) == 6 and np.isfinite(values).any() for values in history.figures.values()
+    )
+    images, classes = digits.shard(2, 1)
+    real = digits.whitening.to_uint8(images[shown(classes)])
+    np.testing.assert_array_equal(history.images[0], real)
+    changed = [int((frame != real.numpy()).sum()) for frame in history.images]
+    assert changed[0] == 0 and min(changed[1:]) > 0
+    other = distill_shard(
+        tmp_path / "b", settings.changed({"rounds": None}), 1, digits, teachers, Run(cpu)
+    )
+    assert shard.arrays.keys() - other.arrays.keys() == {
+        *("history_images", "history_seen", "history_figures", "history_noted")
+    }
+    assert History.of(other) is None and other.info["figures"] == []
+
+
+def test_a_history_of_tiles_shows_them_as_they_are_stored(
+    settings, digits, teachers, cpu, tmp_path
+):
+    tiled = settings.changed({"tiles": 2, "rounds": 1})
+    shard = distill_shard(tmp_path / "a", tiled, 0, digits, teachers, Run(cpu))
+    first = History.of(shard).images[0]
+    assert first.shape == (20, 1, 8, 8)
+    assert np.abs(first / 255 - shard.arrays["images"]).mean() < 0.2
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 8, 500, 501, 10_001])
+def test_a_history_is_short_and_at_equal_distances(rounds):
+    recorder = Recorder(rounds, lambda shard: shard)
+    for done in range(rounds):
+        recorder.see(done, lambda: torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+        recorder.note(done + 1, {"a": 1.0} if done % 2 else {"b": float(done)})
+    kept = recorder.arrays()
+    assert kept["history_seen"][0] == 0 and len(kept["history_seen"]) == min(SNAPSHOTS, rounds)
+    steps = np.diff([*kept["history_seen"], rounds])
+    assert steps.max() - steps.min() <= 1
+    assert len(kept["history_noted"]) <= POINTS
+    assert len(set(np.diff(kept["history_noted"]))) <= 1
+    assert kept["history_figures"].shape == (len(kept["history_noted"]), len(recorder.names()))
+
+
+def test_snapshots_show_the_first_images_of_the_first_classes():
+    classes = torch.arange(25).repeat(5)
+    assert classes[shown(classes)].tolist() == [c for c in range(20) for _ in range(3)]
+    in_tiles = torch.arange(2).repeat_interleave(16)
+    assert shown(in_tiles, 2).tolist() == [*range(12), *range(16, 28)]
 
 
 @pytest.mark.parametrize("segment", [1, 4, 15, 100])

@@ -85,6 +85,10 @@ def test_correlations_are_means_over_the_seeds():
         assert -1 <= low < result[name]["mean"] <= high <= 1
     assert (result["networks"], result["seeds"], result["seconds"]) == (8, 2, 12.5)
     assert result["measured"] == {"stage": "nas", "entry": "apm"}
+    assert result["accuracies"] == {
+        "reference": list(REFERENCE),
+        "proxy": pytest.approx([sum(pair) / 2 for pair in zip(*RUNS, strict=True)]),
+    }
 
 
 def test_recall_and_pick_use_the_mean_over_the_seeds():

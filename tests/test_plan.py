@@ -310,6 +310,47 @@ def test_all_settings_but_how_to_compute_are_on_record():
     json.loads(told.text)
 
 
+@pytest.mark.parametrize(
+    ("entry", "control", "recipe"),
+    [
+        ("apm", "random", []),
+        ("apm_plus", "random_plus", []),
+        ("dm", "random_hard", []),
+        ("dsa", "random_hard", []),
+        ("dc", "random_hard", ["augment"]),
+        ("herding", "random", []),
+        ("herding_hard", "random_hard", []),
+    ],
+)
+def test_a_control_has_the_labels_of_what_it_is_compared_with(entry, control, recipe):
+    found = edited({}).collect().controls[entry]
+    assert (found.entry, found.recipe) == (control, recipe)
+
+
+def test_controls_and_sets_with_labels_or_tiles_of_their_own_have_no_control():
+    controls = edited({}).collect().controls
+    alone = {"random", "random_hard", "random_plus", "frepo", "rcig", "datm", "dance_tiles"}
+    assert not alone & controls.keys()
+
+
+def test_the_control_of_an_entry_is_what_it_starts_from():
+    entries = [
+        "random",
+        {"name": "mine", "method": "apm", "recipe": {"lr": 0.5}},
+        {"name": "start", "method": "mine", "start_only": True},
+        {"name": "tiles", "method": "apm", "tiles": 2},
+        {"name": "tiles_start", "method": "tiles", "start_only": True},
+        {"name": "frepo_start", "method": "frepo", "start_only": True},
+        "frepo",
+    ]
+    controls = edited({"distill.methods": entries}).collect().controls
+    assert {name: one.entry for name, one in controls.items()} == {
+        "mine": "start",
+        "tiles": "tiles_start",
+        "frepo": "frepo_start",
+    }
+
+
 def test_shards_and_groups_are_counted():
     plan = edited({"distill.shards": 5, "teachers.n": 30})
     assert plan.shard_ipc == 10 and list(plan.groups("teachers")) == [0, 1, 2]

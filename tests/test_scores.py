@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from apm_core.errors import ConfigError
-from apm_core.scores import ars, bootstrap_ci, kendall, lrs, pick, spearman, summarize, top_recall
+from apm_core.scores import (
+    ars,
+    bootstrap_ci,
+    kendall,
+    lrs,
+    paired_interval,
+    pick,
+    spearman,
+    summarize,
+    top_recall,
+)
 
 
 def test_summarize():
@@ -29,6 +39,15 @@ def test_summarize():
 def test_summarize_refuses(values, message):
     with pytest.raises(ConfigError, match=message):
         summarize(values)
+
+
+def test_paired_interval_by_hand():
+    # differences 1, 2, 3: mean 2, deviation 1; the table of t has 4.303 for two degrees of freedom
+    mean, low, high = paired_interval([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    assert (mean, low, high) == pytest.approx((2, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    assert paired_interval([1.0, 2.0], [0.0, 1.0]) == (1, 1, 1)
+    with pytest.raises(ConfigError, match="at least 2 numbers"):
+        paired_interval([1.0], [2.0])
 
 
 def test_rank_correlations_by_hand():

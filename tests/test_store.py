@@ -84,6 +84,15 @@ def test_large_arrays_are_stored_in_chunks_of_some_rows(tmp_path):
     assert columns == 500 and 1 < rows < 3001 and rows * 500 * 8 <= store.CHUNK_BYTES
 
 
+def test_some_rows_are_read_without_the_others(tmp_path):
+    array = np.arange(3 * 1_500_000).reshape(3, 1_500_000)  # a chunk for each row
+    written = store.write(tmp_path / "a", "toy", {"x": array}, settings={})
+    found = store.rows_of(written.path, "x", np.array([0, 2]))
+    np.testing.assert_array_equal(found, array[[0, 2]])
+    with pytest.raises(ArtifactError, match="there is no such file"):
+        store.rows_of(tmp_path / "b", "x", np.array([0]))
+
+
 def test_an_artifact_says_how_it_was_made(path, tmp_path):
     given = store.read(path, "teachers")
     target = tmp_path / "two.zarr.zip"

@@ -110,6 +110,18 @@ class PreparedData:
             )
         return part
 
+    def pictures(self, count: int, classes: int) -> np.ndarray:
+        """The first `count` training images of the first `classes` classes, in the order in which
+        shards take theirs: (classes, count, C, H, W) uint8. Other images are not read.
+
+        Raises DataError when a class has fewer.
+        """
+        shown = range(min(classes, len(self.class_names)))
+        rows = np.stack([self.cut(self.order(c), c, count, 0) for c in shown])
+        order = np.sort(rows, axis=None)
+        pixels = store.rows_of(self.artifact.path, "train_images", order)
+        return pixels[np.searchsorted(order, rows)]
+
     def at(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Training images (n, C, H, W) float32 in the working space and class indices (n,)."""
         labels = torch.from_numpy(self.artifact.arrays["train_labels"][rows])

@@ -1,15 +1,18 @@
-"""The table of results, for the terminal, as Markdown and as an HTML page."""
+"""The table of results, for the terminal and as Markdown."""
 
-import html
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from apm_core.runtime import store
-
 SIDE_BY_SIDE = 4  # methods, at most, as columns
+TILES = "\u25a6"  # the mark of a set whose images are tiles
+
+
+def marked(name: str, method: Mapping[str, Any]) -> str:
+    """The name of a set, with a mark and their number where it stores tiles."""
+    tiles = _tiles(method.get("tiles", 1))  # results from before have none
+    return f"{name} {TILES} {tiles}" if tiles else name
 
 
 def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -66,7 +69,7 @@ MEASURES = {
     "augmentation-robust score": lambda method: _number(method["ars"], 3),
     "distillation, s": lambda method: _number(method["cost"]["distill_seconds"], 0),
     "peak memory, MB": lambda method: _number(method["cost"]["peak_memory_bytes"] / 1e6, 0),
-    "tiles": lambda method: _tiles(method.get("tiles", 1)),  # results from before have none
+    "tiles": lambda method: _tiles(method.get("tiles", 1)),
     "images and labels, kB": lambda method: _number(
         (method["image_bytes"] + method["label_bytes"]) / 1000, 0
     ),
@@ -95,24 +98,3 @@ def markdown(results: Mapping[str, Any]) -> str:
     header, body = rows(results)
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def write_html(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write the table as one HTML page without outside references."""
-
-    def row(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    header, body = rows(results)
-    lines = [row(header, "th"), *(row(cells, "td") for cells in body)]
-    style = (
-        "body{font:15px sans-serif}"
-        "td,th{padding:4px 10px;text-align:right;border-bottom:1px solid #ccc}"
-    )
-    caption = html.escape(title(results))
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{caption}</title>'
-        f"<style>{style}</style><h3>{caption}</h3><table>{''.join(lines)}</table></html>\n"
-    )
-    with store.atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")

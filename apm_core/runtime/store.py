@@ -271,6 +271,15 @@ def read(path: str | Path, kind: str, *, lazy: bool = False) -> Artifact:
     return found if lazy else replace(found, arrays=dict(found.arrays))
 
 
+def rows_of(path: str | Path, name: str, rows: np.ndarray) -> np.ndarray:
+    """The rows `rows` of the array `name` of an artifact's file, without reading all of it.
+
+    Only the checksums of the parts that are read are checked. ArtifactError as for `read`.
+    """
+    with _opened(path) as (root, _):
+        return np.asarray(root[name].oindex[rows])
+
+
 def kind_of(path: str | Path) -> str:
     """What the file `path` says it is, an artifact or a JSON of ours; ArtifactError as for `read`,
     and for a file that says nothing.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apm_core.errors import ConfigError
+from apm_core.settings.controls import Candidate, control_of
 from apm_core.settings.dataset import Images
 from apm_core.settings.evaluation import OnlineTraining, Protocol, RankedNetworks
 from apm_core.settings.method import IterativeSettings
@@ -17,6 +18,7 @@ from apm_core.settings.stages import (
     AgreementSettings,
     CeilingSettings,
     CollectSettings,
+    Control,
     DistillSettings,
     EvaluateSettings,
     MergeSettings,
@@ -41,8 +43,8 @@ ALGORITHM = {
     "ceiling": 4,
     "nas_proxy": 2,
     "nas_reference": 2,
-    "nas": 1,
-    "collect": 2,
+    "nas": 2,
+    "collect": 3,
 }
 # a method's settings that do not affect its shards, or are separate fields of DistillSettings
 EXCLUDED_OPTIONS = {
@@ -267,7 +269,20 @@ class Plan:
             if "file" in section:
                 section["file"] = Path(section["file"]).name
         record["precision"] = self.settings.compute.precision
-        return CollectSettings(ipc=self.settings.ipc, record=record, **self._common("collect"))
+        return CollectSettings(
+            ipc=self.settings.ipc,
+            controls=self._controls(),
+            record=record,
+            **self._common("collect"),
+        )
+
+    def _controls(self) -> dict[str, Control]:
+        candidates = {
+            name: Candidate(item.method, item.settings, self.distill(name).tiles, self.merge(name))
+            for name, item in self.entries.items()
+        }
+        found = {name: control_of(name, candidates) for name in candidates}
+        return {name: control for name, control in found.items() if control}
 
     def _network(self, name: str) -> Network:
         """An architecture; the width and depth of `teachers` are those of their own."""

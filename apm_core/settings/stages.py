@@ -128,8 +128,16 @@ class AgreementSettings(StageSettings):
     column: str | None = None
 
 
+class Control(Section):
+    """The entry that another is compared with."""
+
+    entry: str
+    recipe: list[str]  # keys in which the recipes of the two differ
+
+
 class CollectSettings(StageSettings):
     """Settings of the results file."""
 
     ipc: int
+    controls: dict[str, Control]  # by entry, of those that have one
     record: dict[str, Any]  # all settings of the run, without paths

@@ -44,7 +44,9 @@ def collect(
     methods = {}
     for entry, one in sets.items():
         own = [piece for piece in pieces if piece["measured"].get("entry") == entry]
+        control = settings.controls.get(entry)
         methods[entry] = _method(one, ceiling, own)
+        methods[entry]["control"] = control.model_dump() if control else None
     _add_scores(methods, ceiling)
     record = settings.record
     return {

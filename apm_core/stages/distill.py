@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from apm_core import methods
 from apm_core.data.prepared import PreparedData
 from apm_core.data.tiles import Tiles
+from apm_core.data.whitening import to_uint8
 from apm_core.errors import DivergenceError, OutOfMemoryError
 from apm_core.methods.base import Job, Method, OneShot, Shard
+from apm_core.methods.history import Recorder, shown
 from apm_core.methods.movers import State
 from apm_core.nets.spec import Spec
 from apm_core.runtime import memory, store
@@ -47,8 +50,10 @@ def distill(
     resume: Resume | None = None,
     progress: Progress = silent,
     budget: Budget | None = None,
+    recorder: Recorder | None = None,
 ) -> Shard:
-    """Run rounds 0..R of `method` (rounds = R + 1; 0: only the images that it starts from).
+    """Run rounds 0..R of `method` (rounds = R + 1; 0: only the images that it starts from), and
+    show them to `recorder`.
 
     With `resume` the state is saved as time passes and a saved one is continued; the result has the
     same bits. With `budget` the segment is what fits into it. When memory runs out all the same,
@@ -68,9 +73,13 @@ def distill(
         job = replace(job, segment=saved["segment"])
         method.attach(job)
         state, first = method.placed(saved["state"], job), saved["round"]
+        if recorder:
+            recorder.kept = saved.get("history", recorder.kept)  # none before histories were kept
         job.compute.report(f"going on from round {first} of {rounds}")
     index = first
     while index < rounds:
+        if recorder:
+            recorder.see(index, lambda: method.finish(state))
         try:
             figures = method.round(state, index)
         except RuntimeError as error:
@@ -78,8 +87,11 @@ def distill(
             continue
         require_finite(index, figures)
         index += 1
+        if recorder:
+            recorder.note(index, figures)
         if resume and resume.due():
-            resume.save({"round": index, "segment": job.segment, "state": state})
+            saved = {"round": index, "segment": job.segment, "state": state}
+            resume.save(saved | ({"history": recorder.kept} if recorder else {}))
         progress(index, rounds, figures)
     return method.finish(state)
 
@@ -200,21 +212,31 @@ def distill_shard(
         resume=run.resume,
         shards=shards,
     )
+    rounds = 0 if settings.rounds is None else settings.rounds + 1
+    recorder = Recorder(rounds, lambda shard: picture(shard, data, tiles)) if rounds else None
     if isinstance(method, OneShot):
         result = method.make(job)
     else:
-        rounds = 0 if settings.rounds is None else settings.rounds + 1
         result = distill(
-            method, job, rounds=rounds, resume=run.resume, progress=run.progress, budget=budget
+            method,
+            job,
+            rounds=rounds,
+            resume=run.resume,
+            progress=run.progress,
+            budget=budget,
+            recorder=recorder,
         )
     run.compute.report(f"peak memory {memory.peak(run.compute) / memory.GB:.3g} GB")
     images = tiles.encode(result.images) if tiles else result.images
     arrays = {"images": images.numpy(), "classes": result.classes.numpy()}
     if result.targets is not None:
         arrays["targets"] = result.targets.numpy()
+    if recorder:
+        arrays |= recorder.arrays()
     info = {
         "shard": shard,
         "rate": result.rate,
+        "figures": recorder.names() if recorder else [],
         "pool_seconds": sum(group.info["seconds"] for group in pool.artifacts) if pool else 0.0,
         "seconds": run.seconds(),
         "peak_memory_bytes": memory.peak(run.compute),
@@ -227,6 +249,12 @@ def distill_shard(
     if result.source:
         inputs["source"] = result.source
     return store.write(path, KIND, arrays, settings=settings.to_dict(), inputs=inputs, info=info)
+
+
+def picture(shard: Shard, data: PreparedData, tiles: Tiles | None) -> Tensor:
+    """The images that a snapshot shows, (n, C, H, W) uint8, as they are stored."""
+    images = shard.images[shown(shard.classes, tiles.factor if tiles else 1)]
+    return to_uint8(tiles.encode(images)) if tiles else data.whitening.to_uint8(images)
 
 
 def home_of(data: PreparedData, ipc: int, compute: Compute, budget: Budget | None) -> torch.device:

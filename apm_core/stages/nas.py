@@ -97,7 +97,8 @@ def compare(
     """Rank agreement of a proxy with the reference, both in the order of the architectures.
 
     Spearman and Kendall are means over the proxy's seeds; their 95 % interval comes from drawing
-    networks anew, with each network's mean accuracy. A correlation or an interval that does not
+    networks anew, with each network's mean accuracy. All accuracies that are ranked are in the
+    outcome too. A correlation or an interval that does not
     exist (all proxies equal) is None.
     """
     runs = np.array(proxies["accuracies"])  # (seeds, n)
@@ -125,6 +126,7 @@ def compare(
             "best": max(reference),
             "mean": float(np.mean(reference)),
         },
+        "accuracies": {"reference": list(reference), "proxy": mean.tolist()},
         "seconds": proxies["seconds"],
     }
 

@@ -138,6 +138,17 @@ def distilled_sets(wildcards):
     )
 
 
+def first_shards(wildcards):
+    """The first shard of every entry, which says how its distillation went."""
+    PLAN.require_target(wildcards.dataset, wildcards.ipc)
+    return expand(
+        "work/{dataset}/distill/{entry}.ipc{ipc}/0.zarr.zip",
+        dataset=wildcards.dataset,
+        entry=PLAN.entries,
+        ipc=PLAN.shard_ipc,
+    )
+
+
 def nas_reference_file(wildcards):
     """Where the reference ranking comes from."""
     reference = SETTINGS.nas.reference

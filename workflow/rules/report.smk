@@ -2,13 +2,14 @@ rule collect:
     input:
         data="work/{dataset}/data.zarr.zip",
         distilled=distilled_sets,
+        shards=first_shards,
         scores=score_files,
     output:
         results=ensure("results/{dataset}_ipc{ipc}.json", non_empty=True),
-        table=report(
+        page=report(
             "results/{dataset}_ipc{ipc}.html",
             category="Results",
-            caption="../report/table.rst",
+            caption="../report/page.rst",
             labels={"dataset": "{dataset}", "images per class": "{ipc}"},
         ),
         gallery=report(

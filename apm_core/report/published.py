@@ -1,0 +1,39 @@
+"""Accuracies that papers state, as `published.toml` has them with their sources."""
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path(__file__).with_name("published.toml")
+VALUES = {  # of all images with one per class
+    "cifar10": 10 * 3 * 32**2,
+    "cifar100": 100 * 3 * 32**2,
+    "tiny_imagenet": 200 * 3 * 64**2,
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published accuracy."""
+
+    method: str
+    ipc: int
+    bytes: int  # of the images as float32, labels not counted
+    accuracy: float  # percent
+    source: str
+
+
+def published(dataset: str, methods: Iterable[str]) -> list[Published]:
+    """What papers state of `methods` on a data set by its source's name; empty where nothing is
+    known of it.
+    """
+    wanted, found = set(methods), []
+    for table in tomllib.loads(FILE.read_text(encoding="utf-8"))["tables"]:
+        for method, accuracies in table.get(dataset, {}).items():
+            if method not in wanted:
+                continue
+            for ipc, accuracy in accuracies.items():
+                size = 4 * int(ipc) * VALUES[dataset]
+                found.append(Published(method, int(ipc), size, accuracy, table["source"]))
+    return found
