@@ -186,7 +186,8 @@ class Trainer:
         self._descend = _descent(recipe, net, self.velocity, self.moments, self.rate)
         if compute.graphs:  # small operations, each a node of the graph; on a CPU they cost nothing
             self._augmented = compute.compiled(augment.augment_by_number, **work)
-            self._descend = compute.compiled(self._descend, **work)
+            if not self.moments:  # torch 2.11 loses the count of Adam's steps in compiled code
+                self._descend = compute.compiled(self._descend, **work)
 
     def fit(
         self,
