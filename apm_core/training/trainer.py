@@ -8,6 +8,7 @@ CUDA graph, one for each batch size.
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -153,6 +154,7 @@ class Trainer:
         self.net, self.recipe, self.compute, self.examples = net, recipe, compute, examples
         device, count = compute.device, len(examples.targets)
         net.use_kernels(compute.kernels)
+        self.draws = net.draws
         self.velocity = torch.zeros_like(net.vector)
         self.moments = Moments.at_rest(net.vector) if recipe.optimizer != "sgd" else None
         self.rate = torch.zeros((), device=device, dtype=net.vector.dtype)
@@ -231,8 +233,10 @@ class Trainer:
         if index == recipe.drop and recipe.drop_momentum:
             self._rest()
         self.rate.fill_(recipe.rate(index))
-        with streams.seeded(*stream, index, "dropout"):
-            return self._one_pass(among, *stream, index)
+        # half a millisecond, which short passes would feel
+        noise = streams.seeded(*stream, index, "dropout") if self.draws else nullcontext()
+        with noise:
+            return self._steps(among, *stream, index)
 
     def unfinished(self) -> SavedState:
         """All that the passes after this one depend on, in host memory."""
@@ -265,7 +269,7 @@ class Trainer:
         self.net.module.eval()
         return seconds * self.recipe.passes
 
-    def _one_pass(self, among: Tensor | None, *stream: streams.Key) -> Tensor:
+    def _steps(self, among: Tensor | None, *stream: streams.Key) -> Tensor:
         """One pass over the examples, or over those `among`; returns the mean loss of its batches,
         0-d, on the device.
         """
@@ -365,7 +369,7 @@ def fit_together(
     recipe = trainers[0].recipe if lr is None else replace(trainers[0].recipe, lr=lr)
     snapshots: list[list[Tensor]] = [[] for _ in trainers]
     first = 0
-    alone = any(trainer.net.draws for trainer in trainers)  # captured steps share one generator
+    alone = any(trainer.draws for trainer in trainers)  # captured steps share one generator
     with lanes(trainers[0].compute.device, len(trainers), one_by_one=alone) as found:
         members = list(zip(trainers, trainings, found, snapshots, strict=True))
         for trainer, training, lane, _ in members:
