@@ -48,10 +48,8 @@ class Imported(OneShot):
                 f" those of the run, {names[0]!r} first: import the set with its labels in that"
                 " order"
             )
-        counts, wanted = (
-            torch.bincount(found.classes, minlength=shape.classes),
-            job.ipc * job.shards,
-        )
+        wanted = job.ipc * job.shards
+        counts = torch.bincount(found.classes, minlength=shape.classes)
         wrong = torch.nonzero(counts != wanted).flatten()
         if len(wrong):
             c = int(wrong[0])

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from apm_core.report.differences import WORDS, difference
-from apm_core.report.table import MEASURES, PROTOCOLS, marked
+from apm_core.report.table import MEASURES, PROTOCOLS, marked, shown
 
 Results = Mapping[str, Any]
 
@@ -100,7 +100,7 @@ def _cell(
 
 
 def _score(score: Mapping[str, Any] | None) -> str:
-    return f"{score['mean']:.1f}\u00a0±\u00a0{score['std']:.1f}" if score else ""
+    return shown(score).replace(" ", "\u00a0")  # never broken over two lines
 
 
 def _control(results: Results, name: str) -> str:

@@ -24,8 +24,8 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     for key, label in PROTOCOLS.items():
         scores = [method.get(key, {}) for method in methods.values()]  # older results lack some
         for network in dict.fromkeys(name for one in scores for name in one):
-            cells = [_score(one.get(network)) for one in scores]
-            full = _score(results["ceiling"].get(network)) if key == "accuracy" else ""
+            cells = [shown(one.get(network)) for one in scores]
+            full = shown(results["ceiling"].get(network)) if key == "accuracy" else ""
             body.append([network + label, *cells, full])
     for name, show in MEASURES.items():
         cells = [show(method) for method in methods.values()]
@@ -37,7 +37,8 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return lines[0], lines[1:]
 
 
-def _score(score: Mapping[str, Any] | None) -> str:
+def shown(score: Mapping[str, Any] | None) -> str:
+    """Mean and deviation; empty where there is no score."""
     return f"{score['mean']:.1f} ± {score['std']:.1f}" if score else ""
 
 

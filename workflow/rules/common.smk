@@ -25,6 +25,7 @@ if workflow.is_main_process:
 SETTINGS = PLAN.settings
 DATASET = SETTINGS.dataset.name
 THREADS = SETTINGS.compute.threads
+SHARD = "work/{dataset}/distill/{entry}.ipc{ipc}/{shard}.zarr.zip"
 
 
 wildcard_constraints:
@@ -106,9 +107,8 @@ def online_teacher(wildcards):
 def shard_files(wildcards):
     """The shards of a distilled set."""
     PLAN.require_target(wildcards.dataset, wildcards.ipc)
-    folder = "work/{dataset}/distill/{entry}.ipc{ipc}/{shard}.zarr.zip"
     return expand(
-        folder,
+        SHARD,
         dataset=wildcards.dataset,
         entry=wildcards.entry,
         ipc=PLAN.shard_ipc,
@@ -142,10 +142,11 @@ def first_shards(wildcards):
     """The first shard of every entry, which says how its distillation went."""
     PLAN.require_target(wildcards.dataset, wildcards.ipc)
     return expand(
-        "work/{dataset}/distill/{entry}.ipc{ipc}/0.zarr.zip",
+        SHARD,
         dataset=wildcards.dataset,
         entry=PLAN.entries,
         ipc=PLAN.shard_ipc,
+        shard=0,
     )
 
 

@@ -4,7 +4,7 @@ rule distill:
         teachers=pool_for_distillation,
         files=files_of_entry,
     output:
-        shard=ensure("work/{dataset}/distill/{entry}.ipc{ipc}/{shard}.zarr.zip", non_empty=True),
+        shard=ensure(SHARD, non_empty=True),
     log:
         "logs/{dataset}/distill.{entry}.ipc{ipc}.{shard}.log",
     conda:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from typing import Literal
 
 import matplotlib
@@ -121,5 +122,4 @@ def svg(figure: Figure, name: str, alternative: str) -> str:
     box = re.search(r'viewBox="[^"]*"', text)[0]
     body = text[text.index(">") + 1 :]
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
-    label = alternative.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return f'<svg role="img" aria-label="{label}" {box}>{body}'
+    return f'<svg role="img" aria-label="{escape(alternative)}" {box}>{body}'
