@@ -1,6 +1,7 @@
 """Access of the benchmarks to the pipeline: merged configs, plans, runs, data and pools."""
 
 import functools
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -51,6 +52,16 @@ def run_pipeline(folder: Path, config: Path, target: str, *, cores: str = "all")
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"]
     command += ["--directory", folder, "--configfile", config, "--quiet", "all"]
     subprocess.run([*command, "--cores", cores, "--", target], check=True, cwd=ROOT)
+
+
+def results_of(config: Config, folder: Path, *, cores: str = "all") -> Config:
+    """The results file of a run of `config` in `folder`; what is there is not done again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = f"results/{config['dataset']['name']}_ipc{config['ipc']}.json"
+    file = folder / f"ipc{config['ipc']}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    run_pipeline(folder, file, target, cores=cores)
+    return json.loads((folder / target).read_text())
 
 
 def data_of(config: Config, folder: Path) -> PreparedData:

@@ -8,17 +8,14 @@ APM's images, and of the teachers, by seed.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from apm_core.distilled import load
 from apm_core.runtime import store
 from apm_core.scores import summarize
 from benchmarks.measure import RESULTS, ROOT, machine, write
-from benchmarks.pipeline import config_of, run_pipeline
+from benchmarks.pipeline import config_of, results_of
 
 PRECISIONS = ("bf16", "float32")
 
@@ -44,11 +41,7 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     record = folder / f"{precision}.json"
     if not record.is_file():
         name = f"{config['dataset']['name']}_ipc{config['ipc']}"
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{precision}.yaml"
-        file.write_text(yaml.safe_dump(config))
-        run_pipeline(folder, file, f"results/{name}.json")
-        results = json.loads((folder / f"results/{name}.json").read_text())
+        results = results_of(config, folder)
         artifact = load(folder / f"results/{name}.apm.zarr.zip").artifact
         teachers = [
             store.read(path, "teachers")

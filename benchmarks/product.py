@@ -15,7 +15,7 @@ from apm_core.scores import summarize
 from apm_core.settings.product import Product
 from benchmarks import seeds, tables
 from benchmarks.measure import RESULTS, machine, write
-from benchmarks.pipeline import Config, config_of, overlaid
+from benchmarks.pipeline import Config, config_of, overlaid, results_of
 
 FORMS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -50,7 +50,7 @@ def measured(config: Config, folder: Path, form: str, cores: str) -> dict[str, A
     """The part of the results on the sets in one form; kept, for the next form overwrites them."""
     path = folder / f"{form.replace(' ', '_').replace(',', '')}.json"
     if not path.is_file():
-        methods = seeds.results(config, folder, cores)["methods"]
+        methods = results_of(config, folder, cores=cores)["methods"]
         kept = ("accuracy", "image_bytes", "label_bytes")
         store.write_json(path, "product", {e: {k: m[k] for k in kept} for e, m in methods.items()})
     return store.read_json(path, "product")[0]

@@ -13,12 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from apm_core.scores import summarize
 from benchmarks import tables
 from benchmarks.measure import RESULTS, ROOT, machine, write
-from benchmarks.pipeline import Config, config_of, plan_of, run_pipeline
+from benchmarks.pipeline import Config, config_of, plan_of, results_of
 
 
 def main() -> None:
@@ -28,7 +26,7 @@ def main() -> None:
     found = []
     for seed in range(given.seeds):
         folder = (given.folder / name / f"seed{seed}").resolve()
-        found.append(results({**config, "seed": seed}, folder, given.cores))
+        found.append(results_of({**config, "seed": seed}, folder, cores=given.cores))
     path = RESULTS / f"{name}.json"
     known = json.loads(path.read_text())["rows"] if path.is_file() else []
     rows = [row for row in known if row["ipc"] != config["ipc"]] + rows_of(config, found)
@@ -50,16 +48,6 @@ def options(description: str | None, name: str) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "work" / name)
     parser.add_argument("--cores", default="all", help="of the pipeline")
     return parser.parse_args()
-
-
-def results(config: Config, folder: Path, cores: str) -> dict[str, Any]:
-    """The results file of a run of `config` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = f"results/{config['dataset']['name']}_ipc{config['ipc']}.json"
-    file = folder / f"ipc{config['ipc']}.yaml"
-    file.write_text(yaml.safe_dump(config))
-    run_pipeline(folder, file, target, cores=cores)
-    return json.loads((folder / target).read_text())
 
 
 def rows_of(config: Config, found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ wildcard_constraints:
     key=r"[0-9a-f]+",
     group=r"\d+",
     shard=r"\d+",
-    entry=r"(?!(" + "|".join(RESERVED) + r")\b)" + ENTRY_NAME,
+    entry=rf"(?!({'|'.join(RESERVED)})\b){ENTRY_NAME}",
     network=r"[a-z0-9_]+",
 
 
