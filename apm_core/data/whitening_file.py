@@ -42,7 +42,16 @@ class WhiteningFile:
                 f" made from ({stored.content[:12]} against {self.content[:12]}): put the file that"
                 " belongs to the set here, or make the set again"
             )
-        return Whitening.from_arrays(stored.info["whitening"], stored.arrays)
+        return _whitening_of(stored)
+
+
+def read(path: Path) -> Whitening:
+    """The whitening in the file at `path`; raises ArtifactError as `store.read`."""
+    return _whitening_of(store.read(path, KIND))
+
+
+def _whitening_of(stored: store.Artifact) -> Whitening:
+    return Whitening.from_arrays(stored.info["whitening"], stored.arrays)
 
 
 def keep(path: str | Path, whitening: Whitening) -> WhiteningFile | None:

@@ -144,8 +144,7 @@ def _whitening(found: Published, beside: Sidecar | None, meaning: Meaning, path:
             "--space whitened: needs --whitening FILE with the ZCA: that of a run on the same data"
             " (snakemake results/NAME.whitening.zarr.zip)"
         )
-    stored = store.read(meaning.whitening, whitening_file.KIND)
-    return Whitening.from_arrays(stored.info["whitening"], stored.arrays)
+    return whitening_file.read(meaning.whitening)
 
 
 def _require_pixels(images: Tensor, path: Path) -> None:
