@@ -2,15 +2,17 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from apm_core.report import table
 
 REPO = Path(__file__).parents[1]
 RESULTS = sorted((REPO / "benchmarks" / "results").glob("*_ipc*.json"))
-PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").glob("*.md"))]
 FILES = [path for path in RESULTS if not path.name.startswith("precision_")]
 
 
@@ -32,6 +34,13 @@ def test_a_results_file_says_where_and_when_it_was_measured(path):
 
 def test_the_readme_is_short():
     assert len((REPO / "README.md").read_text().splitlines()) <= 150
+
+
+def test_there_is_one_version():
+    version = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((REPO / "CITATION.cff").read_text())["version"] == version
+    newest = re.search(r"^## ([\d.]+)", (REPO / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1] == version
 
 
 def anchors(page: Path) -> set[str]:
