@@ -11,6 +11,7 @@ import torch
 from apm_core import distilled
 from apm_core.data import whitening_file
 from apm_core.runtime.device import Compute
+from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.dataset import Images
 from apm_core.settings.stages import (
@@ -95,6 +96,28 @@ def ran(monkeypatch):
 
     monkeypatch.setattr(CompiledFxGraph, "__call__", noted)
     return graphs
+
+
+@pytest.fixture
+def resumed(tmp_path):
+    """Calls `work(resume, progress)` twice, as two jobs, and returns what the second makes.
+
+    The first is stopped when `after` rounds are done; the second goes on there.
+    """
+
+    def call(work, *, after):
+        def stop(done, total, figures):
+            if done == after:
+                raise KeyboardInterrupt
+
+        folder, rounds = tmp_path / "resume", []
+        with pytest.raises(KeyboardInterrupt):
+            work(Resume(folder, str(after), every=0), stop)
+        made = work(Resume(folder, str(after)), lambda done, *_: rounds.append(done))
+        assert rounds[0] == after + 1
+        return made
+
+    return call
 
 
 @pytest.fixture(scope="session")

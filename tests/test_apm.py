@@ -18,7 +18,6 @@ from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
 from apm_core.runtime.device import Compute
-from apm_core.runtime.resume import Resume
 from apm_core.settings.methods.apm import APMPlusSettings, APMSettings
 from apm_core.settings.methods.bptt import BPTTSettings
 from apm_core.stages.distill import distill
@@ -328,23 +327,16 @@ def test_rounds_that_match_predictions_are_those_of_apm(teachers, digits):
 
 @pytest.mark.parametrize("stop_after", [2, 3, 4])
 def test_a_run_resumed_around_the_unrolled_rounds_has_the_same_bits(
-    teachers, digits, tmp_path, stop_after
+    teachers, digits, resumed, stop_after
 ):
     this = job_of(digits, teachers, rounds=4)
     whole = distill(with_unrolled_rounds(), this, rounds=5)
-
-    class StopError(Exception):
-        pass
-
-    def stop(done: int, total: int, figures: dict) -> None:
-        if done == stop_after:
-            raise StopError
-
-    with pytest.raises(StopError):
-        resume = Resume(tmp_path, "apm", every=0)
-        distill(with_unrolled_rounds(), this, rounds=5, resume=resume, progress=stop)
-    resume = Resume(tmp_path, "apm", every=0)
-    found = distill(with_unrolled_rounds(), this, rounds=5, resume=resume)
+    found = resumed(
+        lambda resume, progress: distill(
+            with_unrolled_rounds(), this, rounds=5, resume=resume, progress=progress
+        ),
+        after=stop_after,
+    )
     assert torch.equal(found.images, whole.images) and torch.equal(found.targets, whole.targets)
     assert found.rate == whole.rate
 

@@ -11,7 +11,6 @@ from apm_core.errors import ConfigError
 from apm_core.methods.at_bptt import ATBPTT, EARLY, LATE, MIDDLE
 from apm_core.methods.base import Job
 from apm_core.nets.spec import Spec
-from apm_core.runtime.resume import Resume
 from apm_core.settings.method import methods
 from apm_core.stages.distill import distill
 from apm_core.training import augment
@@ -169,7 +168,7 @@ def test_a_window_is_kept_for_a_period_and_its_accuracies_are_averaged(job):
     assert state["policy"]["stage"] == EARLY
 
 
-def test_a_resumed_run_has_the_same_bits_in_every_stage(job, tmp_path):
+def test_a_resumed_run_has_the_same_bits_in_every_stage(job, resumed):
     def method() -> ATBPTT:
         return at_bptt(gain_early=100.0, gain_middle=100.0)  # every period is calm
 
@@ -177,19 +176,13 @@ def test_a_resumed_run_has_the_same_bits_in_every_stage(job, tmp_path):
     whole = distill(method(), job, rounds=6, progress=lambda *call: stages.append(call[2]["stage"]))
     assert stages == [EARLY, EARLY, MIDDLE, MIDDLE, LATE, LATE]
 
-    class StopError(Exception):
-        pass
-
     for last in (1, 3, 4):  # inside a period, and between two
-
-        def stop(done: int, total: int, figures: dict, last: int = last) -> None:
-            if done == last + 1:
-                raise StopError
-
-        resume = Resume(tmp_path, ["at_bptt", last], every=0)
-        with pytest.raises(StopError):
-            distill(method(), job, rounds=6, resume=resume, progress=stop)
-        found = distill(method(), job, rounds=6, resume=Resume(tmp_path, ["at_bptt", last]))
+        found = resumed(
+            lambda resume, progress: distill(
+                method(), job, rounds=6, resume=resume, progress=progress
+            ),
+            after=last + 1,
+        )
         assert torch.equal(found.images, whole.images)
         assert torch.equal(found.targets, whole.targets) and found.rate == whole.rate
 

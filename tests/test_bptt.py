@@ -13,7 +13,6 @@ from apm_core.methods.base import Job
 from apm_core.methods.bptt import BPTT, START_LOGIT
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
-from apm_core.runtime.resume import Resume
 from apm_core.settings.method import methods
 from apm_core.stages.distill import distill
 from apm_core.training import augment
@@ -112,20 +111,13 @@ def test_labels_and_rate_are_part_of_the_shard(job):
     assert not torch.equal(shard.targets, START_LOGIT * torch.eye(10)[shard.classes])
 
 
-def test_a_resumed_run_has_the_same_bits(job, tmp_path):
+def test_a_resumed_run_has_the_same_bits(job, resumed):
     whole = distill(bptt(), job, rounds=4)
 
-    class StopError(Exception):
-        pass
-
-    def stop(done: int, total: int, figures: dict) -> None:
-        if done == 2:
-            raise StopError
-
-    resume = Resume(tmp_path, ["bptt"], every=0)
-    with pytest.raises(StopError):
-        distill(bptt(), job, rounds=4, resume=resume, progress=stop)
-    found = distill(bptt(), job, rounds=4, resume=Resume(tmp_path, ["bptt"], every=0))
+    found = resumed(
+        lambda resume, progress: distill(bptt(), job, rounds=4, resume=resume, progress=progress),
+        after=2,
+    )
     assert torch.equal(found.images, whole.images) and torch.equal(found.targets, whole.targets)
     assert found.rate == whole.rate
 

@@ -14,7 +14,6 @@ from apm_core.methods.features.interpolated import augmented
 from apm_core.methods.shared.real_classes import RealClasses, siamese
 from apm_core.nets.spec import Spec
 from apm_core.runtime import streams
-from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.method import methods
 from apm_core.settings.run import RunSettings
@@ -141,7 +140,7 @@ def test_without_calibration_there_is_none_to_show(job):
 )
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_shards_have_the_same_bits_after_a_resume(
-    name, options, tiles, digits, teachers, cpu, tmp_path
+    name, options, tiles, digits, teachers, cpu, tmp_path, resumed
 ):
     settings = DistillSettings(
         method=name,
@@ -154,16 +153,13 @@ def test_shards_have_the_same_bits_after_a_resume(
     )
     unbroken = distill_shard(tmp_path / "a", settings, 0, digits, teachers, Run(cpu))
 
-    def stop(done: int, total: int, figures: dict[str, float]) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    resume = Resume(tmp_path / "resume", name, every=0)
-    with pytest.raises(KeyboardInterrupt):
-        distill_shard(tmp_path / "b", settings, 0, digits, teachers, Run(cpu, resume, stop))
-    again = Run(cpu, Resume(tmp_path / "resume", name))
-    resumed = distill_shard(tmp_path / "b", settings, 0, digits, teachers, again)
-    assert resumed.content == unbroken.content
+    again = resumed(
+        lambda *given: distill_shard(
+            tmp_path / "b", settings, 0, digits, teachers, Run(cpu, *given)
+        ),
+        after=2,
+    )
+    assert again.content == unbroken.content
 
 
 def test_teachers_need_an_embedding(job, digits):

@@ -14,7 +14,6 @@ from apm_core.methods.base import Job
 from apm_core.methods.matching.datm import DATM
 from apm_core.methods.matching.trajectory import Match, Trajectory
 from apm_core.methods.shared.recognised import correct_shard
-from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.method import methods as settings_by_name
 from apm_core.settings.stages import DistillSettings, MergeSettings
@@ -227,7 +226,7 @@ def test_settings_that_mean_nothing_are_refused(wrong):
 
 
 def test_a_resumed_shard_has_the_same_bits_and_its_labels_are_merged(
-    digits, teachers, recipe_settings, cpu, tmp_path
+    digits, teachers, recipe_settings, cpu, tmp_path, resumed
 ):
     recipe = recipe_settings.changed({"loss": "soft_ce", "drop_momentum": True})
     settings = DistillSettings(
@@ -240,16 +239,13 @@ def test_a_resumed_shard_has_the_same_bits_and_its_labels_are_merged(
         for number, file in enumerate(files)
     ]
 
-    def stop(done: int, total: int, figures: dict[str, float]) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    resume = Resume(tmp_path / "resume", "datm", every=0)
-    with pytest.raises(KeyboardInterrupt):
-        distill_shard(tmp_path / "b", settings, 0, digits, teachers, Run(cpu, resume, stop))
-    again = Run(cpu, Resume(tmp_path / "resume", "datm"))
-    resumed = distill_shard(tmp_path / "b", settings, 0, digits, teachers, again)
-    assert resumed.content == shards[0].content and resumed.info["rate"] == shards[0].info["rate"]
+    again = resumed(
+        lambda *given: distill_shard(
+            tmp_path / "b", settings, 0, digits, teachers, Run(cpu, *given)
+        ),
+        after=2,
+    )
+    assert again.content == shards[0].content and again.info["rate"] == shards[0].info["rate"]
 
     merged = tmp_path / "set.zarr.zip"
     merge_settings = MergeSettings(entry="datm", labels="own", recipe=recipe)

@@ -16,7 +16,6 @@ from apm_core.methods.dm import DM
 from apm_core.methods.movers import State
 from apm_core.methods.shared.real_classes import RealClasses, siamese
 from apm_core.nets.spec import Spec
-from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.method import methods
 from apm_core.settings.stages import DistillSettings
@@ -187,7 +186,7 @@ def test_the_network_is_trained_on_the_moved_images(job):
 
 
 @pytest.mark.parametrize("name", ["dm", "dc", "dsa"])
-def test_shards_have_the_same_bits_after_a_resume(name, digits, cpu, tmp_path):
+def test_shards_have_the_same_bits_after_a_resume(name, digits, cpu, tmp_path, resumed):
     options = {"lr_images": 0.1, "batch_real": 9}
     if name != "dm":
         options |= {"outer_loops": 2, "inner_epochs": 1, "start": "real"}
@@ -205,17 +204,11 @@ def test_shards_have_the_same_bits_after_a_resume(name, digits, cpu, tmp_path):
     )
     unbroken = distill_shard(tmp_path / "a", settings, 0, digits, None, Run(cpu))
 
-    def stop(done: int, total: int, figures: dict[str, float]) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
-
-    resume = Resume(tmp_path / "resume", name, every=0)
-    with pytest.raises(KeyboardInterrupt):
-        distill_shard(tmp_path / "b", settings, 0, digits, None, Run(cpu, resume, stop))
-    again = Run(cpu, Resume(tmp_path / "resume", name))
-    assert (
-        distill_shard(tmp_path / "b", settings, 0, digits, None, again).content == unbroken.content
+    again = resumed(
+        lambda *given: distill_shard(tmp_path / "b", settings, 0, digits, None, Run(cpu, *given)),
+        after=3,
     )
+    assert again.content == unbroken.content
 
 
 @pytest.mark.parametrize(("name", "start"), [("dc", "noise"), ("dsa", "real")])

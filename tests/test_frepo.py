@@ -16,7 +16,6 @@ from apm_core.methods.movers import State
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
-from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.method import methods as settings_by_name
 from apm_core.settings.methods.frepo import FRePoSettings
@@ -312,7 +311,9 @@ def test_an_architecture_without_embedding_is_refused(digits, cpu):
         frepo().start(given)
 
 
-def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings, cpu, tmp_path):
+def test_shards_are_resumed_and_merged_with_their_labels(
+    digits, recipe_settings, cpu, tmp_path, resumed
+):
     recipe = recipe_settings.changed({"loss": "half_mse", "optimizer": "adam"})
     settings = DistillSettings(
         method="frepo",
@@ -327,16 +328,11 @@ def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings
     file = tmp_path / "0"
     unbroken = distill_shard(file, settings, 0, digits, None, Run(cpu))
 
-    def stop(done: int, total: int, figures: dict[str, float]) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
-
-    resume = Resume(tmp_path / "resume", "frepo", every=0)
-    with pytest.raises(KeyboardInterrupt):
-        distill_shard(tmp_path / "b", settings, 0, digits, None, Run(cpu, resume, stop))
-    again = Run(cpu, Resume(tmp_path / "resume", "frepo"))
-    resumed = distill_shard(tmp_path / "b", settings, 0, digits, None, again)
-    assert resumed.content == unbroken.content
+    again = resumed(
+        lambda *given: distill_shard(tmp_path / "b", settings, 0, digits, None, Run(cpu, *given)),
+        after=4,
+    )
+    assert again.content == unbroken.content
 
     merged = tmp_path / "set.zarr.zip"
     merge_settings = MergeSettings(entry="frepo", labels="own", recipe=recipe)

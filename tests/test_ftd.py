@@ -8,7 +8,6 @@ from apm_core.errors import ConfigError, DivergenceError
 from apm_core.methods.base import Job
 from apm_core.methods.matching.ftd import FTD
 from apm_core.methods.matching.mtt import MTT
-from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.method import methods as settings_by_name
 from apm_core.settings.stages import DistillSettings
@@ -92,21 +91,20 @@ def settings_of(recipe: RecipeSettings, **changed: object) -> DistillSettings:
     )
 
 
-def test_a_resumed_shard_has_the_same_bits(digits, teachers, recipe_settings, cpu, tmp_path):
+def test_a_resumed_shard_has_the_same_bits(
+    digits, teachers, recipe_settings, cpu, tmp_path, resumed
+):
     settings = settings_of(recipe_settings)
     assert isinstance(methods.build(settings), FTD)
     unbroken = distill_shard(tmp_path / "a", settings, 1, digits, teachers, Run(cpu))
 
-    def stop(done: int, total: int, figures: dict[str, float]) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    resume = Resume(tmp_path / "resume", "ftd", every=0)
-    with pytest.raises(KeyboardInterrupt):
-        distill_shard(tmp_path / "b", settings, 1, digits, teachers, Run(cpu, resume, stop))
-    again = Run(cpu, Resume(tmp_path / "resume", "ftd"))
-    resumed = distill_shard(tmp_path / "b", settings, 1, digits, teachers, again)
-    assert resumed.content == unbroken.content and resumed.info["rate"] == unbroken.info["rate"]
+    again = resumed(
+        lambda *given: distill_shard(
+            tmp_path / "b", settings, 1, digits, teachers, Run(cpu, *given)
+        ),
+        after=2,
+    )
+    assert again.content == unbroken.content and again.info["rate"] == unbroken.info["rate"]
 
 
 def test_a_diverging_shard_names_its_round(digits, teachers, recipe_settings, cpu, tmp_path):

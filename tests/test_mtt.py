@@ -14,7 +14,6 @@ from apm_core.errors import ConfigError
 from apm_core.methods.base import Job
 from apm_core.methods.matching.mtt import MTT
 from apm_core.methods.matching.trajectory import InnerTraining, Match, Trajectory
-from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.method import methods as settings_by_name
 from apm_core.settings.stages import DistillSettings, MergeSettings
@@ -204,7 +203,7 @@ def test_a_pool_without_trajectories_is_refused(job, teachers):
 
 
 def test_shards_are_resumed_and_merged_with_their_learned_rate(
-    digits, teachers, recipe_settings, cpu, tmp_path
+    digits, teachers, recipe_settings, cpu, tmp_path, resumed
 ):
     recipe = recipe_settings.changed({"loss": "ce", "drop_momentum": True})
     settings = DistillSettings(
@@ -216,16 +215,13 @@ def test_shards_are_resumed_and_merged_with_their_learned_rate(
         for number, file in enumerate(files)
     ]
 
-    def stop(done: int, total: int, figures: dict[str, float]) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    resume = Resume(tmp_path / "resume", "mtt", every=0)
-    with pytest.raises(KeyboardInterrupt):
-        distill_shard(tmp_path / "b", settings, 0, digits, teachers, Run(cpu, resume, stop))
-    again = Run(cpu, Resume(tmp_path / "resume", "mtt"))
-    resumed = distill_shard(tmp_path / "b", settings, 0, digits, teachers, again)
-    assert resumed.content == shards[0].content and resumed.info["rate"] == shards[0].info["rate"]
+    again = resumed(
+        lambda *given: distill_shard(
+            tmp_path / "b", settings, 0, digits, teachers, Run(cpu, *given)
+        ),
+        after=2,
+    )
+    assert again.content == shards[0].content and again.info["rate"] == shards[0].info["rate"]
 
     merged = tmp_path / "set.zarr.zip"
     merge_settings = MergeSettings(entry="mtt", labels="own", recipe=recipe)

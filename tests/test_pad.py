@@ -9,7 +9,6 @@ from apm_core.errors import ConfigError
 from apm_core.methods.base import Job
 from apm_core.methods.matching.datm import DATM
 from apm_core.methods.matching.pad import PAD
-from apm_core.runtime.resume import Resume
 from apm_core.settings.method import methods
 from apm_core.settings.run import RunSettings
 from apm_core.stages.distill import distill
@@ -88,17 +87,13 @@ def test_without_a_share_it_is_datm_bit_by_bit(job):
         assert torch.equal(ends[0][name], ends[1][name])
 
 
-def test_a_resumed_run_has_the_same_bits(job, tmp_path):
+def test_a_resumed_run_has_the_same_bits(job, resumed):
     whole = distill(pad(), job, rounds=4)
 
-    def stop(done: int, total: int, figures: dict) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    resume = Resume(tmp_path, ["pad"], every=0)
-    with pytest.raises(KeyboardInterrupt):
-        distill(pad(), job, rounds=4, resume=resume, progress=stop)
-    found = distill(pad(), job, rounds=4, resume=Resume(tmp_path, ["pad"], every=0))
+    found = resumed(
+        lambda resume, progress: distill(pad(), job, rounds=4, resume=resume, progress=progress),
+        after=2,
+    )
     assert torch.equal(found.images, whole.images) and torch.equal(found.targets, whole.targets)
     assert found.rate == whole.rate
 

@@ -28,7 +28,6 @@ from apm_core.methods.movers import State
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
-from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.method import methods as settings_by_name
 from apm_core.settings.stages import DistillSettings, MergeSettings
@@ -469,7 +468,9 @@ def test_what_cannot_be_distilled_is_refused(digits, cpu):
         rcig().start(given)
 
 
-def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings, cpu, tmp_path):
+def test_shards_are_resumed_and_merged_with_their_labels(
+    digits, recipe_settings, cpu, tmp_path, resumed
+):
     recipe = recipe_settings.changed({"loss": "half_mse", "optimizer": "adam"})
     settings = DistillSettings(
         method="rcig",
@@ -484,16 +485,11 @@ def test_shards_are_resumed_and_merged_with_their_labels(digits, recipe_settings
     file = tmp_path / "0"
     unbroken = distill_shard(file, settings, 0, digits, None, Run(cpu))
 
-    def stop(done: int, total: int, figures: dict[str, float]) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
-
-    resume = Resume(tmp_path / "resume", "rcig", every=0)
-    with pytest.raises(KeyboardInterrupt):
-        distill_shard(tmp_path / "b", settings, 0, digits, None, Run(cpu, resume, stop))
-    again = Run(cpu, Resume(tmp_path / "resume", "rcig"))
-    resumed = distill_shard(tmp_path / "b", settings, 0, digits, None, again)
-    assert resumed.content == unbroken.content
+    again = resumed(
+        lambda *given: distill_shard(tmp_path / "b", settings, 0, digits, None, Run(cpu, *given)),
+        after=4,
+    )
+    assert again.content == unbroken.content
 
     merged = tmp_path / "set.zarr.zip"
     merge_settings = MergeSettings(entry="rcig", labels="own", recipe=recipe)
