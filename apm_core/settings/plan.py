@@ -44,7 +44,7 @@ ALGORITHM = {
     "ceiling": 4,
     "nas_proxy": 2,
     "nas_reference": 2,
-    "nas": 2,
+    "nas": 3,
     "continual": 1,
     "collect": 3,
 }
