@@ -216,7 +216,9 @@ def test_the_table_has_a_row_per_set_and_a_column_per_step(files):
             ["random", "47.5 ± 3.5", "45.0 ± 7.1", "46.2 ± 5.3", "1.2"],
         ],
     )
-    assert report.title(found).startswith("toys, classes that come in steps, 4 images")
+    shown = report.table(found)
+    assert shown.title == "toys, 4 images of each class in memory: test accuracy in %"
+    assert [shown.row_count, len(shown.columns)] == [2, 5]
 
 
 def test_the_figure_is_a_file_of_its_own_with_a_line_and_a_band_per_set(files, tmp_path):

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from apm_core.report.table import marked, shown
+from rich.table import Table
+
+from apm_core.report.table import drawn, marked, shown
 
 
 def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -23,10 +25,8 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def title(results: Mapping[str, Any]) -> str:
-    """The title of the table."""
+def table(results: Mapping[str, Any]) -> Table:
+    """The results as a table for the terminal."""
     run = results["run"]
-    return (
-        f"{run['dataset']}, classes that come in steps, {run['ipc']} images of each in memory:"
-        " test accuracy in %"
-    )
+    title = f"{run['dataset']}, {run['ipc']} images of each class in memory: test accuracy in %"
+    return drawn(title, *rows(results))

@@ -10,7 +10,6 @@ from apm_core.distilled import load
 from apm_core.report import continual as report
 from apm_core.report.charts import continual as chart
 from apm_core.report.charts import style
-from apm_core.report.table import drawn
 from apm_core.runtime.store import write_json
 from apm_core.settings.stages import CollectSettings
 from apm_core.stages.continual import KIND, curves
@@ -25,4 +24,4 @@ with job(snakemake, CollectSettings) as this:
         style.write(snakemake.output.figure, chart.chart(results))
     inputs = {name: distilled.artifact.content for name, distilled in sets.items()}
     write_json(snakemake.output.results, KIND, results, inputs)
-    Console(file=sys.stderr).print(drawn(report.title(results), *report.rows(results)))
+    Console(file=sys.stderr).print(report.table(results))
