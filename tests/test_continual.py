@@ -229,6 +229,7 @@ def test_the_figure_is_a_file_of_its_own_with_a_line_and_a_band_per_set(files, t
     root = ElementTree.parse(path).getroot()
     space = "{http://www.w3.org/2000/svg}"
     assert root.tag == f"{space}svg" and root.find(f"{space}desc").text == drawn.text
+    assert root.get("width") == f"{72 * style.WIDTH:g}pt"
     words = [one.text for one in root.iter(f"{space}text")]
     assert {"classes seen", "mine", "random"} <= set(words)
     assert root.get("aria-label").endswith("all classes seen: mine 85.0, random 45.0")

@@ -3,7 +3,7 @@
 The classes come in steps. After each one a network is trained from scratch on the memory of the
 classes seen so far and tested on the test images of these, of which it chooses one (GDumb: Prabhu
 et al., ECCV 2020; so do DSA and DM). A set that was distilled with networks which knew all classes
-shows how well parts of it serve as memory: an upper bound for distilling step by step.
+shows how well parts of it serve as memory: to be read as an upper bound for distilling by steps.
 """
 
 from collections.abc import Mapping, Sequence

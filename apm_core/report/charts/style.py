@@ -132,6 +132,8 @@ def svg(figure: Figure, name: str, alternative: str) -> str:
 def write(path: str | Path, chart: Chart) -> None:
     """Write a chart as an SVG file of its own, which says how to read it."""
     start, rest = chart.svg.split(">", 1)
-    text = f"{start} {NAMESPACES}><desc>{escape(chart.text)}</desc>{rest}"
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', start).groups()
+    size = f'width="{width}pt" height="{height}pt"'
+    text = f"{start} {size} {NAMESPACES}><desc>{escape(chart.text)}</desc>{rest}"
     with store.atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
