@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,10 +29,10 @@ SETTINGS = {
 pytestmark = pytest.mark.workflow
 
 
-def snakemake(folder: Path, *targets: str, **changes: dict) -> subprocess.CompletedProcess:
+def snakemake(folder: Path, *arguments: str, **changes: dict) -> subprocess.CompletedProcess:
     (folder / "signs.yaml").write_text(yaml.safe_dump({**SETTINGS, **changes}))
     command = [sys.executable, "-m", "snakemake", "-s", REPO / "Snakefile", "--cores", "1"]
-    command += ["--configfile", REPO / "tests/tiny.yaml", "signs.yaml", "--", *targets]
+    command += ["--configfile", REPO / "tests/tiny.yaml", "signs.yaml", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
@@ -45,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             path = folder / "signs" / ("zero", "one", "two")[label] / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((pixels * 15).astype("uint8")).save(path)
-    done = snakemake(folder, RESULTS, CONTINUAL)
+    done = snakemake(folder, "--", RESULTS, CONTINUAL)
     assert done.returncode == 0, done.stdout + done.stderr
     yield folder
 
@@ -98,15 +99,17 @@ def test_a_memory_of_classes_on_a_folder(finished):
 
 
 def test_only_what_depends_on_it_is_measured_again(finished):
-    assert "Nothing to be done" in snakemake(finished, "-n", RESULTS, CONTINUAL).stdout
+    assert "Nothing to be done" in snakemake(finished, "-n", "--", RESULTS, CONTINUAL).stdout
     changed = {"steps": 3, "orders": 2, "epochs": 3}
-    plan = snakemake(finished, "-n", CONTINUAL, continual=changed).stdout
+    plan = snakemake(finished, "-n", "--", CONTINUAL, continual=changed).stdout
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", plan.rpartition("Job stats:")[2], re.MULTILINE))
     assert jobs == {"continual": "2", "continual_curves": "1", "total": "3"}
 
 
-def test_more_steps_than_classes_are_refused_in_one_line(finished):
-    done = snakemake(finished, CONTINUAL, continual={"steps": 4})
+def test_more_steps_than_classes_are_refused_in_one_line(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, copy_function=shutil.copy2)
+    done = snakemake(folder, "--", CONTINUAL, continual={"steps": 4})
     text = done.stdout + done.stderr
     assert done.returncode and "Traceback" not in text
     assert "apm: continual: config: continual.steps: 4 steps need as many classes" in text
