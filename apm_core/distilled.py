@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from apm_core.data.labels import Labels
+from apm_core.data.labels import Labels, renumbered
 from apm_core.data.tiles import Tiles, are_whitened
 from apm_core.data.whitening import Whitening, to_uint8
 from apm_core.data.whitening_file import WhiteningFile
@@ -114,8 +114,8 @@ class DistilledSet:
         """A set of the images of some classes (indices or names), or of the first `ipc` stored ones
         per class.
 
-        Targets keep their columns. Raises ConfigError for a class or an ipc that the set does not
-        have.
+        Targets keep their columns, those of all classes (`only` drops the others). Raises
+        ConfigError for a class or an ipc that the set does not have.
         """
         if classes is not None and not classes:
             raise ConfigError("classes: none given: name at least one")
@@ -136,6 +136,24 @@ class DistilledSet:
             classes=self.classes[seen],
             labels=self.labels.select(seen),
             pixels=self.pixels[index],
+        )
+
+    def only(self, classes: Sequence[int | str]) -> "DistilledSet":
+        """The set of some classes as if there were no others: they are numbered in the order given,
+        and logits have their columns alone, so that nothing is learnt of classes that are not
+        there, as of those still to come in continual learning.
+
+        Raises ConfigError for a class that the set does not have, or that is named twice.
+        """
+        indices = [self._class(key) for key in classes]
+        if len(set(indices)) < len(indices):
+            raise ConfigError(f"classes: one is named twice: {', '.join(map(str, classes))}")
+        chosen = self.select(classes=indices)
+        return replace(
+            chosen,
+            classes=renumbered(chosen.classes, indices),
+            labels=chosen.labels.only(indices),
+            class_names=tuple(self.class_names[index] for index in indices),
         )
 
     def _class(self, key: int | str) -> int:

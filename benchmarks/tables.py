@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from apm_core.report import continual as continual_report
 from apm_core.report.table import markdown as results
 from benchmarks.gpu.record import asked_and_measured
 
@@ -163,6 +164,11 @@ def ablation(report: dict[str, Any]) -> str:
     return rows(["held-out accuracy, %", *(f"IPC {ipc}" for ipc in sizes)], lines)
 
 
+def continual(report: dict[str, Any]) -> str:
+    """Accuracy of each set as the memory of classes that come in steps."""
+    return rows(*continual_report.rows(report))
+
+
 def product(report: dict[str, Any]) -> str:
     """Accuracy and bytes of distilled sets in several forms: mean and deviation over sets."""
     lines = []
@@ -200,6 +206,7 @@ TABLES: dict[str, Callable[..., str]] = {
         ablation,
         asked,
         chaos,
+        continual,
         gradients,
         overhead,
         peaks,

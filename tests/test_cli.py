@@ -121,6 +121,8 @@ def test_other_files_are_inspected(digits, teacher_files, random_files, file, tm
     results = REPO / "benchmarks/results/compare_digits_ipc10.json"
     if results.is_file():
         assert "apm_plus" in call("inspect", results)
+    classes = REPO / "benchmarks/results/continual_digits.json"
+    assert "apm_plus" in call("inspect", classes) and "classes seen" in call("inspect", classes)
 
 
 def test_what_is_no_file_of_ours_is_refused(tmp_path):

@@ -322,6 +322,7 @@ def test_the_summary_has_one_line_per_method_of_every_run(files, tmp_path):
     older = results(kept, "random")
     del older["methods"]["random"]["online_label_accuracy"]  # which these did not have
     store.write_json(folder / "toys_ipc1.json", "results", older)
+    store.write_json(folder / "toys_ipc2.continual.json", "continual results", {})  # no run's
     summarize_folder(folder)
     with (folder / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

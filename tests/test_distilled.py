@@ -88,6 +88,50 @@ def test_classes_and_ipc_can_be_selected_together(real_set):
     assert len(some.dataset()) == 2
 
 
+@pytest.mark.parametrize("classes", [["7", 2, "5"], [4], list(range(10))[::-1]])
+def test_only_some_classes_are_numbered_in_their_order_with_their_columns_alone(real_set, classes):
+    indices = [int(c) for c in classes]
+    few = real_set.only(classes)
+    assert few.class_names == tuple(map(str, indices)) and few.ipc == 4
+    assert few.shape == replace(real_set.shape, classes=len(indices))
+    for row in range(len(few)):
+        name = indices[few.classes[row]]
+        [place] = torch.nonzero((real_set.images == few.images[row]).flatten(1).all(1)).flatten()
+        assert name == real_set.classes[place]
+        assert few.targets[row].tolist() == [real_set.targets[place, c] for c in indices]
+
+
+def test_only_some_classes_in_every_form_of_the_labels(real_set):
+    hard = replace(real_set, labels=Labels.of(real_set.classes)).only([7, 2])
+    assert hard.targets.tolist() == [0] * 4 + [1] * 4 == hard.classes.tolist()
+    short = Labels.of(real_set.targets, bits=16, top=3)
+    few = replace(real_set, labels=short).only([7, 2])
+    whole = short.targets[torch.cat([torch.nonzero(real_set.classes == c)[:, 0] for c in (7, 2)])]
+    assert torch.equal(few.targets, whole[:, [7, 2]])
+    assert few.label_bytes == 8 * 2 * 2  # images, columns, bytes
+    assert torch.equal(few.only(["2"]).targets, whole[4:, [2]])
+
+
+def test_probabilities_of_only_some_classes_are_those_given_that_it_is_one_of_them(real_set):
+    given = real_set.select(classes=[7, 2]).targets.double().softmax(1)[:, [7, 2]]
+    few = real_set.only([7, 2]).targets.double().softmax(1)
+    torch.testing.assert_close(few, given / given.sum(1, keepdim=True))
+
+
+def test_test_images_of_only_some_classes_are_numbered_alike(digits, cpu):
+    whole = digits.examples("test", cpu)
+    few = whole.only([7, 2])
+    names = torch.tensor([7, 2])[few.targets]
+    expected = [r for r, c in enumerate(whole.targets.tolist()) if c in (7, 2)]
+    assert torch.equal(few.images, whole.images[expected])
+    assert torch.equal(names, whole.targets[expected])
+
+
+def test_a_class_named_twice_is_refused(real_set):
+    with pytest.raises(ConfigError, match="classes: one is named twice: 2, 3, 2"):
+        real_set.only([2, 3, "2"])
+
+
 @pytest.mark.parametrize("key", [10, -1, "ten", "", 1.5, None])
 def test_unknown_classes_are_refused_with_those_that_exist(real_set, key):
     with pytest.raises(ConfigError, match=r"classes: there is no class .*; known: 0, 1, 2"):

@@ -10,6 +10,7 @@ from scipy import stats
 from apm_core.errors import DataError
 from apm_core.nets.nasbench201 import sample
 from apm_core.runtime import store
+from apm_core.runtime.device import threads_of
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.evaluation import RankedNetworks, RankingTraining
@@ -70,9 +71,10 @@ RUNS = [
 ]
 
 
-def compared(*runs: list[float], reference=REFERENCE, seed: int = 0) -> dict:
-    proxies = {"entry": "apm", "accuracies": list(runs), "seconds": 12.5, "architectures": []}
-    return compare(proxies, reference, "table", seed)
+def compared(*runs: list[float], reference=REFERENCE, seed: int = 0, **told) -> dict:
+    proxies = {"entry": "apm", "accuracies": list(runs), "seconds": 12.5}
+    proxies |= {"architectures": list("abcdefgh")[: len(reference)], "device": "a CPU, 4 threads"}
+    return compare(proxies, reference, "table", seed, **told)
 
 
 def test_correlations_are_means_over_the_seeds():
@@ -96,6 +98,28 @@ def test_recall_and_pick_use_the_mean_over_the_seeds():
     assert result["top10_recall"] == 0.0
     assert result["reference"] == {"source": "table", "pick": 70.0, "best": 80.0, "mean": 45.0}
     assert compared(REFERENCE)["top10_recall"] == 1.0
+
+
+def test_a_search_names_its_choice_the_best_and_the_cost_of_both_rankings():
+    trained = {"seconds": 300.0, "device": "a CPU, 2 threads"}
+    assert compared(*RUNS, trained=trained)["search"] == {
+        "pick": ["g"],
+        "best": ["h"],
+        "by_set": {"seconds": 12.5, "core_seconds": 50.0, "device": "a CPU, 4 threads"},
+        "by_full_data": {"seconds": 300.0, "core_seconds": 600.0, "device": "a CPU, 2 threads"},
+    }
+
+
+def test_a_search_of_a_table_costs_no_training_and_level_networks_are_all_named():
+    found = compared([2.0, 9.0, 1.0, 9.0], reference=[1.0, 2.0, 3.0, 3.0])
+    assert (found["search"]["pick"], found["search"]["best"]) == (["b", "d"], ["c", "d"])
+    assert found["reference"]["pick"] == 2.5 and found["search"]["by_full_data"] is None
+
+
+@pytest.mark.parametrize("where", [{"device": "NVIDIA H100"}, {}])
+def test_rankings_without_cores_have_seconds_alone(where):
+    found = compared(*RUNS, trained={"seconds": 3.0, **where})["search"]["by_full_data"]
+    assert (found["seconds"], found["core_seconds"]) == (3.0, None)
 
 
 def test_a_perfect_proxy_agrees_and_a_turned_one_disagrees():
@@ -149,6 +173,7 @@ def test_a_proxy_trains_every_network_with_every_seed(real_set, digits, cpu, set
         real_set, digits, settings, Run(cpu, progress=lambda *call: shown.append(call[:2]))
     )
     assert result["architectures"] == sample(3, 0) and result["entry"] == "random"
+    assert result["device"] == cpu.describe() and threads_of(result["device"]) >= 1
     assert [len(run) for run in result["accuracies"]] == [3, 3]
     first, second = result["accuracies"]
     assert first != second and len(set(first)) > 1

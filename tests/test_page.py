@@ -17,7 +17,7 @@ from PIL import Image
 
 from apm_core import scores
 from apm_core.methods.history import History, shown
-from apm_core.report import comparison, page, pictures
+from apm_core.report import comparison, page, pictures, search
 from apm_core.report.charts import costs, course, differences, frontier, ranking, style, transfer
 from apm_core.report.differences import Difference, difference
 from apm_core.report.published import published
@@ -206,6 +206,26 @@ def test_charts_without_data_are_left_out(results):
     assert drawn(results) == []
     sections = re.findall(r'<section id="(\w+)"', page.page(results, "", {}))
     assert sections == ["accuracy", "cost", "words", "run"]
+
+
+def test_what_a_search_comes_to_is_a_row_of_each_set_that_ranked(results):
+    results["methods"]["apm"]["nas"] |= {
+        "reference": {"source": "train", "pick": 71.26, "best": 73.0, "mean": 60.0},
+        "search": {
+            "pick": ["|a~0|", "|<b>~0|"],
+            "best": ["|c~0|"],
+            "by_set": {"seconds": 12.4, "core_seconds": 1240.0, "device": "a CPU, 100 threads"},
+            "by_full_data": {"seconds": 5000.0, "core_seconds": None, "device": "a GPU"},
+        },
+    }
+    [row] = Text(search.table(results).partition("<p>")[0]).rows[1:]
+    cells = ["apm", "|a~0| | |<b>~0|", "71.3", "73.0", "60.0", "1,240", "145", "5,000 s"]
+    assert row == cells
+    assert search.table(results) in page.page(results, "", {})
+    results["methods"]["apm"]["nas"]["search"]["by_full_data"] = None  # the reference is a table
+    assert Text(search.table(results).partition("<p>")[0]).rows[1][-1] == ""
+    del results["methods"]["apm"]["nas"]["search"]  # results from before
+    assert search.table(results) == ""
 
 
 def test_equal_ranks_are_shared():

@@ -22,9 +22,10 @@ BASE = {
     "teachers": {"snapshots": True},
     "evaluate": {"kd": {"architectures": ["convnet"]}},
 }
-STAGES = {"prepare", "distill", "merge", "evaluate", "ceiling", "nas_proxy", "nas_reference", "nas"}
+RANKED = {"nas_proxy", "nas_reference", "nas"}
+STAGES = {"prepare", "distill", "merge", "evaluate", "ceiling", "continual"} | RANKED
 ALL = STAGES | set(POOLS)
-TRAINED = set(POOLS) | {"distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"}
+TRAINED = ALL - {"prepare", "merge", "nas"}
 
 # The rule: a setting changes the stages of the longest of these that begins its key ...
 RULE = {
@@ -43,9 +44,11 @@ RULE = {
     "nas.proxy": {"nas_proxy"},
     "nas.train": {"nas_reference"},
     "nas.reference": {"nas"},
+    "continual": {"continual"},
 }
 CEILING = {"teachers", "ceiling"}
-ARCHITECTURE = {*POOLS, "distill", "evaluate", "ceiling"}
+FRESH = {"evaluate", "ceiling", "continual"}  # train networks of an architecture of their own
+ARCHITECTURE = {*POOLS, "distill"} | FRESH
 # ... but for these keys, and those of `of_a_method`
 EXCEPTIONS: dict[str, set[str]] = {
     "compute.precision": TRAINED,
@@ -63,6 +66,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "distill.label_epoch": {"merge"},
     "evaluate.architectures": set(),
     "evaluate.ceiling.architectures": set(),
+    "continual.network": set(),  # another job
     "nas.seeds": {"nas_proxy"},
     "nas.reference.table": set(),
     "nas.reference.column": set(),  # as long as the reference is trained
@@ -118,6 +122,7 @@ SPECIAL = {  # values that cannot be guessed from the schema
     "evaluate.plain": [],
     "evaluate.kd.architectures": ["convnet", "vit"],
     "evaluate.ceiling.architectures": ["convnet", "vit"],
+    "continual.rates": [0.1, 1.0],
     "methods.apm_plus.teacher_epochs": [1, 2],
     "methods.cad.window": [4, 10],
     "methods.rded.tiles": 2,
@@ -165,6 +170,7 @@ def jobs(plan: Plan) -> dict[tuple[str, ...], str]:
     networks = plan.settings.evaluate.ceiling.architectures
     found |= {("ceiling", network): plan.ceiling(network) for network in networks}
     found |= {(pool,): plan.pool(pool) for pool in POOLS}
+    found |= {("continual", plan.settings.continual.network): plan.continual()}
     single = ("prepare", "nas_proxy", "nas_reference", "nas")
     found |= {(stage,): getattr(plan, stage)() for stage in single}
     return {job: told.text for job, told in found.items()}
@@ -251,9 +257,9 @@ def test_an_override_changes_its_architecture_alone():
         changes = {"evaluate.overrides": {network: {"width": 16}}}
         found = changed(changes)
         assert found and {job[1] for job in found} == {network}
-        assert {job[0] for job in found} <= {"evaluate", "ceiling"}
-        plan = edited(changes)
-        for told in (plan.evaluate(network), plan.ceiling(network)):
+        assert {job[0] for job in found} <= FRESH
+        plan = edited({**changes, "continual.network": network})
+        for told in (plan.evaluate(network), plan.ceiling(network), plan.continual()):
             assert told.network.width == 16
     told = edited({"evaluate.overrides": {"vit": {"lr": 0.1}}}).evaluate("vit")
     assert (told.lr, told.epochs, told.networks) == (0.1, 1000, 5)
@@ -268,7 +274,7 @@ def test_an_override_of_one_number_leaves_the_others_to_the_section():
 
 def test_width_and_depth_are_those_of_the_teachers_network_alone():
     found = changed({"teachers.width": 64})
-    assert {job[1] for job in found if job[0] in ("evaluate", "ceiling")} == {"convnet"}
+    assert {job[1] for job in found if job[0] in FRESH} == {"convnet"}
     narrow = edited({"teachers.network": "resnet18", "teachers.width": 8})
     assert narrow.pool("teachers").network.width == 8
     assert narrow.evaluate("resnet18").network.width == 8

@@ -13,13 +13,15 @@ from rich.text import Text
 from apm_core import distilled
 from apm_core.data import examine, prepared, read, whitening_file
 from apm_core.distilled import DistilledSet
+from apm_core.report import continual as continual_report
 from apm_core.report import table
 from apm_core.runtime import store
-from apm_core.stages import distill
+from apm_core.stages import continual, distill
 from apm_core.training import teacher_pool
 
 GALLERY_CLASSES, GALLERY_IPC, GALLERY_SIDE = 10, 8, 16  # at most; the last in pixels of an image
-JSON_KINDS = ("scores", "ranking", "results")
+JSON_KINDS = ("scores", "ranking")
+TABLES = {"results": table.table, continual.KIND: continual_report.table}
 
 
 def show(path: Path, *, gallery: bool | None) -> None:
@@ -42,8 +44,8 @@ def show(path: Path, *, gallery: bool | None) -> None:
         if gallery or (gallery is None and colours):
             for line in half_blocks(sheet(found, console.width)):
                 console.print(line, soft_wrap=True)
-    elif kind == "results":
-        console.print(table.table(store.read_json(path, kind)[0]))
+    elif kind in TABLES:
+        console.print(TABLES[kind](store.read_json(path, kind)[0]))
     elif kind in JSON_KINDS:
         figures, inputs = store.read_json(path, kind)
         console.print(

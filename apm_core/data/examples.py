@@ -1,11 +1,13 @@
 """Images with their targets, on the device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from apm_core.data.labels import renumbered
 from apm_core.runtime import streams
 
 
@@ -29,3 +31,9 @@ class Examples:
         order = torch.randperm(len(self.targets), generator=streams.generator(*stream))
         rows = order[:count].to(self.targets.device)
         return Examples(self.images[rows], self.targets[rows])
+
+    def only(self, classes: Sequence[int]) -> "Examples":
+        """Those of `classes`, whose targets, class indices, become the places in `classes`."""
+        places = renumbered(self.targets, classes)
+        rows = torch.nonzero(places >= 0).flatten()
+        return Examples(self.images[rows], places[rows])

@@ -1,6 +1,6 @@
 """The labels of a distilled set as they are stored: all logits or the largest, in 32 or 16 bits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -10,6 +10,14 @@ import torch
 from torch import Tensor
 
 ARRAYS = {"values": "targets", "places": "target_classes", "rest": "target_rest"}  # in a file
+
+
+def renumbered(indices: Tensor, classes: Sequence[int]) -> Tensor:
+    """Class indices (N,) as places (N,) int64 in `classes`, which names no class twice; -1 for
+    other classes.
+    """
+    equal = indices[:, None] == torch.tensor(classes, device=indices.device)
+    return torch.where(equal.any(1), equal.int().argmax(1), -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +73,14 @@ class Labels:
             **{key: None if part is None else part[rows] for key, part in parts.items()},
             classes=self.classes,
         )
+
+    def only(self, classes: Sequence[int]) -> "Labels":
+        """The labels of images of `classes`, as if there were no others: logits have these columns
+        alone, in this order, and an index is the place in `classes`.
+        """
+        if not self.values.is_floating_point():
+            return Labels(renumbered(self.values, classes))
+        return Labels(self.targets[:, list(classes)].to(self.values.dtype))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays to store; `from_arrays` is the inverse."""

@@ -28,7 +28,7 @@ def accuracies(results: Results) -> str:
     full = [_score(results["ceiling"].get(n)) if k == "accuracy" else "" for k, n, _ in columns]
     if any(full):
         rows.append(["full data", *full, ""])
-    return _table(["set", *(label for *_, label in columns), "control"], rows)
+    return html_table(["set", *(label for *_, label in columns), "control"], rows)
 
 
 def measures(results: Results) -> str:
@@ -41,7 +41,7 @@ def measures(results: Results) -> str:
     }
     names = [escape(marked(name, one)) for name, one in methods.items()]
     rows = [list(cells) for cells in zip(names, *columns.values(), strict=True)]
-    return _table(["set", *columns], rows)
+    return html_table(["set", *columns], rows)
 
 
 def lead(results: Results) -> str:
@@ -112,7 +112,7 @@ def _control(results: Results, name: str) -> str:
     return escape(control["entry"]) + note
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def html_table(header: list[str], rows: list[list[str]]) -> str:
     """A table of HTML cells, which scrolls where a screen is narrow."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     body = "".join(

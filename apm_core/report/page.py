@@ -9,7 +9,7 @@ from typing import Any
 from apm_core.data.prepared import PreparedData
 from apm_core.distilled import DistilledSet
 from apm_core.methods.history import History
-from apm_core.report import comparison, pictures
+from apm_core.report import comparison, pictures, search
 from apm_core.report.charts import (
     costs,
     course,
@@ -110,7 +110,11 @@ def _sections(
         Section("accuracy", "Test accuracy, and what is real of it", accuracies),
         Section("images", "Real images beside distilled ones", images),
         Section("price", "What accuracy costs, and where it holds", _figures(bought)),
-        Section("ranking", "Ranking networks as the full data do", _figures(ranks)),
+        Section(
+            "ranking",
+            "Ranking networks as the full data do",
+            search.table(results) + _figures(ranks),
+        ),
         Section("course", "How the distillation went", _figures(curves)),
         Section("cost", "Time, memory and bytes", comparison.measures(results) + _figures(spent)),
         Section("words", "Words and abbreviations", _words()),

@@ -1,6 +1,6 @@
 """The table of results, for the terminal and as Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -85,8 +85,12 @@ def title(results: Mapping[str, Any]) -> str:
 
 def table(results: Mapping[str, Any]) -> Table:
     """The results as a table for the terminal."""
-    header, body = rows(results)
-    grid = Table(title=title(results))
+    return drawn(title(results), *rows(results))
+
+
+def drawn(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
+    """Cells as a table for the terminal; all but the first column are figures."""
+    grid = Table(title=title)
     for index, name in enumerate(header):
         grid.add_column(name, justify="right" if index else "left")
     for cells in body:

@@ -5,6 +5,7 @@ import fcntl
 import getpass
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -215,6 +216,12 @@ def instructions() -> str:
     architecture) may use them all, and ends a process on a CPU that lacks one.
     """
     return fingerprint(_cpu_info("flags") or _cpu_info("Features") or _cpu_name())
+
+
+def threads_of(device: str) -> int | None:
+    """The threads of a device as `Compute.describe` names it; None for a GPU."""
+    found = re.search(r"(\d+) threads$", device)
+    return int(found[1]) if found else None
 
 
 def _cpu_name() -> str:

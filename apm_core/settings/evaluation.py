@@ -80,6 +80,20 @@ class Evaluation(Section):
     ceiling: Ceiling = Ceiling()
 
 
+class Continual(Section):
+    """Networks trained on each distilled set as the memory of classes that come in steps (GDumb:
+    Prabhu et al., ECCV 2020), for the target results/NAME_ipcN.continual.json.
+    """
+
+    steps: Count = setting(5, "in which the classes come, at most as many as there are classes")
+    orders: Count = setting(
+        5, "of the classes, drawn by the seed; each with a network from scratch after every step"
+    )
+    network: Architecture = setting("convnet", "architecture")
+    epochs: Count = setting(1000, "E, as in recipe.epochs, after every step")
+    rates: Rates = setting([], RATES)
+
+
 class RankingTraining(Section):
     """How NAS-Bench-201 networks are trained: SGD with Nesterov, a cosine to 0."""
 

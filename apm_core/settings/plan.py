@@ -18,6 +18,7 @@ from apm_core.settings.stages import (
     AgreementSettings,
     CeilingSettings,
     CollectSettings,
+    ContinualSettings,
     Control,
     DistillSettings,
     EvaluateSettings,
@@ -43,7 +44,8 @@ ALGORITHM = {
     "ceiling": 4,
     "nas_proxy": 2,
     "nas_reference": 2,
-    "nas": 2,
+    "nas": 3,
+    "continual": 1,
     "collect": 3,
 }
 # a method's settings that do not affect its shards, or are separate fields of DistillSettings
@@ -258,8 +260,17 @@ class Plan:
         column = reference.column if reference.source == "table" else None
         return AgreementSettings(source=reference.source, column=column, **self._common("nas"))
 
+    def continual(self) -> ContinualSettings:
+        """The settings of the networks trained on a set as the memory of classes."""
+        section = self.settings.continual
+        return ContinualSettings(
+            **section.model_dump(exclude={"network"}),
+            network=self._evaluated(section.network),
+            **self._common("continual", precision=True),
+        )
+
     def collect(self) -> CollectSettings:
-        """The settings of the results file, with a record of all settings but paths and compute."""
+        """The settings of a results file, with a record of all settings but paths and compute."""
         record = self.settings.model_dump(mode="json", exclude={"compute"})
         del record["dataset"]["data_dir"]
         table = record["nas"]["reference"]["table"]

@@ -9,7 +9,7 @@ from pydantic import Field, create_model
 from apm_core.errors import ConfigError
 from apm_core.settings.compute import ComputeSettings
 from apm_core.settings.dataset import Dataset
-from apm_core.settings.evaluation import Evaluation, Nas
+from apm_core.settings.evaluation import Continual, Evaluation, Nas
 from apm_core.settings.method import MethodSettings, methods, ready_entries
 from apm_core.settings.names import names_in
 from apm_core.settings.product import Product
@@ -98,6 +98,7 @@ class RunSettings(Section):
     methods: Methods = Methods()
     evaluate: Evaluation = Evaluation()
     nas: Nas = Nas()
+    continual: Continual = Continual()
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "RunSettings":

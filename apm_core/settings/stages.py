@@ -135,6 +135,17 @@ class Control(Section):
     recipe: list[str]  # keys in which the recipes of the two differ
 
 
+class ContinualSettings(StageSettings):
+    """Settings of the networks trained on a set as the memory of classes that come in steps."""
+
+    steps: int
+    orders: int
+    network: Network
+    epochs: int
+    rates: list[float]
+    precision: Precision = "auto"
+
+
 class CollectSettings(StageSettings):
     """Settings of the results file."""
 

@@ -32,9 +32,7 @@ def collect(
     Raises ArtifactError for a file that was measured on another set or other data, or under labels
     of another teacher than an earlier one.
     """
-    data = next(iter(sets.values())).artifact.inputs["data"]
-    made_from = {entry: one.artifact.content for entry, one in sets.items()}
-    pieces = [_piece(file, data, made_from) for file in files]
+    pieces = pieces_of(sets, files)
     _require_one_teacher(files, pieces)
     ceiling = {
         piece["measured"]["network"]: _with_rate(piece, piece["metrics"]["accuracy"])
@@ -48,23 +46,47 @@ def collect(
         methods[entry] = _method(one, ceiling, own)
         methods[entry]["control"] = control.model_dump() if control else None
     _add_scores(methods, ceiling)
-    record = settings.record
     return {
-        "run": {
-            "dataset": dataset,
-            "ipc": settings.ipc,
-            "seed": settings.seed,
-            "settings": record,
-            "fingerprint": fingerprint(record),
-            "data_fingerprint": data,
-            "date": datetime.now(UTC).date().isoformat(),
-            "versions": store.versions(),
-            "device": _device(sets),
-            "seconds": _seconds(sets, pieces),
-        },
+        "run": about_run(dataset, settings, sets, pieces, ("evaluate", "ceiling", "nas")),
         "ceiling": ceiling,
         "methods": methods,
     }
+
+
+def about_run(
+    dataset: str,
+    settings: CollectSettings,
+    sets: Mapping[str, DistilledSet],
+    pieces: Sequence[Mapping[str, Any]],
+    stages: Sequence[str],
+) -> dict[str, Any]:
+    """What was run, where, when, and how long its `stages` took that measured the `pieces`."""
+    record = settings.record
+    return {
+        "dataset": dataset,
+        "ipc": settings.ipc,
+        "seed": settings.seed,
+        "settings": record,
+        "fingerprint": fingerprint(record),
+        "data_fingerprint": _data(sets),
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": store.versions(),
+        "device": _device(sets),
+        "seconds": _seconds(sets, pieces, stages),
+    }
+
+
+def pieces_of(
+    sets: Mapping[str, DistilledSet], files: Sequence[str | Path]
+) -> list[dict[str, Any]]:
+    """The figures of score files of `sets`; ArtifactError for one of another set or other data."""
+    made_from = {entry: one.artifact.content for entry, one in sets.items()}
+    return [_piece(file, _data(sets), made_from) for file in files]
+
+
+def _data(sets: Mapping[str, DistilledSet]) -> str:
+    """The content of the data that the sets were distilled from."""
+    return next(iter(sets.values())).artifact.inputs["data"]
 
 
 def _piece(file: str | Path, data: str, made_from: Mapping[str, str]) -> dict[str, Any]:
@@ -179,14 +201,14 @@ def _device(sets: Mapping[str, DistilledSet]) -> str:
 
 
 def _seconds(
-    sets: Mapping[str, DistilledSet], pieces: Sequence[Mapping[str, Any]]
+    sets: Mapping[str, DistilledSet], pieces: Sequence[Mapping[str, Any]], stages: Sequence[str]
 ) -> dict[str, float]:
     """Seconds per stage, over all entries; the teachers once."""
     infos = [one.artifact.info for one in sets.values()]
     seconds = {
         "teachers": max(info["teacher_seconds"] for info in infos),
         "distill": sum(info["distill_seconds"] for info in infos),
-        **dict.fromkeys(("evaluate", "ceiling", "nas"), 0.0),
+        **dict.fromkeys(stages, 0.0),
     }
     for piece in pieces:
         seconds[piece["measured"]["stage"]] += piece["seconds"]
@@ -194,11 +216,11 @@ def _seconds(
 
 
 def summarize_folder(folder: Path) -> None:
-    """Write `summary.csv`, one line per method of every results file in `folder`; unreadable files
-    are refused.
+    """Write `summary.csv`, one line per method of every results file NAME_ipcN.json in `folder`;
+    unreadable files are refused.
     """
     rows = []
-    for file in sorted(folder.glob("*_ipc*.json")):
+    for file in sorted(folder.glob("*_ipc*[0-9].json")):
         results, _ = store.read_json(file, "results")
         rows += [_row(results, name) for name in results["methods"]]
     networks = sorted({key for row in rows for key in row if key.endswith("_mean")})

@@ -23,7 +23,7 @@ from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.nasbench201 import network, parse, sample
 from apm_core.runtime import streams
-from apm_core.runtime.device import Compute
+from apm_core.runtime.device import Compute, threads_of
 from apm_core.runtime.resume import Part, each
 from apm_core.runtime.run import Run
 from apm_core.settings.evaluation import RankedNetworks
@@ -43,7 +43,7 @@ def proxy(
 ) -> dict[str, Any]:
     """Train every network on the distilled set with the method's labels, `seeds` times.
 
-    Returns: entry; architectures (n); accuracies in percent, (seeds, n); seconds.
+    Returns: entry; architectures (n); accuracies in percent, (seeds, n); seconds; device.
     Raises ArtifactError when the set was not distilled from `data`.
     """
     distilled.artifact.require_input("data", data.artifact)
@@ -92,14 +92,23 @@ def table_reference(path: str | Path, column: str, archs: Sequence[str]) -> list
 
 
 def compare(
-    proxies: dict[str, Any], reference: Sequence[float], source: str, seed: int
+    proxies: dict[str, Any],
+    reference: Sequence[float],
+    source: str,
+    seed: int,
+    *,
+    trained: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Rank agreement of a proxy with the reference, both in the order of the architectures.
+    """Rank agreement of a proxy with the reference, both in the order of the architectures, and
+    what a search by the proxy comes to; `trained` is the ranking by the full data, if it was made.
 
     Spearman and Kendall are means over the proxy's seeds; their 95 % interval comes from drawing
     networks anew, with each network's mean accuracy. All accuracies that are ranked are in the
-    outcome too. A correlation or an interval that does not
-    exist (all proxies equal) is None.
+    outcome too. A correlation or an interval that does not exist (all proxies equal) is None.
+
+    The search takes the architecture that the proxy likes best: `pick`, several where they are
+    level, as `best`. Their accuracies by the reference, and the mean of all, which is what a random
+    choice comes to, are in `reference`.
     """
     runs = np.array(proxies["accuracies"])  # (seeds, n)
     mean = runs.mean(axis=0)
@@ -126,8 +135,34 @@ def compare(
             "best": max(reference),
             "mean": float(np.mean(reference)),
         },
+        "search": {
+            "pick": _first(proxies["architectures"], mean),
+            "best": _first(proxies["architectures"], reference),
+            "by_set": _cost(proxies),
+            "by_full_data": _cost(trained) if trained else None,
+        },
         "accuracies": {"reference": list(reference), "proxy": mean.tolist()},
         "seconds": proxies["seconds"],
+    }
+
+
+def _first(archs: Sequence[str], accuracies: Sequence[float]) -> list[str]:
+    """The architectures with the highest accuracy."""
+    most = max(accuracies)
+    return [arch for arch, one in zip(archs, accuracies, strict=True) if one == most]
+
+
+def _cost(ranking: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of a ranking, and core seconds where it ran on cores; rankings from before do not say
+    where they ran.
+    """
+    device = ranking.get("device")
+    cores = threads_of(device) if device else None
+    seconds = ranking["seconds"]
+    return {
+        "seconds": seconds,
+        "core_seconds": cores * seconds if cores else None,
+        "device": device,
     }
 
 
@@ -185,6 +220,7 @@ def _train_all(
         "architectures": archs,
         "accuracies": np.array(accuracies).reshape(seeds, len(archs)).tolist(),
         "seconds": run.seconds(),
+        "device": run.compute.describe(),
     }
 
 

@@ -127,6 +127,17 @@ def score_files(wildcards):
     return files
 
 
+def continual_files(wildcards):
+    """The figures of every entry as the memory of classes that come in steps."""
+    PLAN.require_target(wildcards.dataset, wildcards.ipc)
+    return expand(
+        "work/{dataset}/continual/ipc{ipc}.{entry}.json",
+        dataset=wildcards.dataset,
+        ipc=wildcards.ipc,
+        entry=PLAN.entries,
+    )
+
+
 def distilled_sets(wildcards):
     """The product of every entry."""
     PLAN.require_target(wildcards.dataset, wildcards.ipc)

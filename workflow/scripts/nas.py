@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 with job(snakemake, AgreementSettings) as this:
     proxies, inputs = read_json(snakemake.input.proxy, "ranking")
-    source = this.settings.source
+    source, ranking = this.settings.source, None
     if source == "table":
         column = this.settings.column
         reference = table_reference(snakemake.input.reference, column, proxies["architectures"])
@@ -25,5 +25,5 @@ with job(snakemake, AgreementSettings) as this:
                 f"{snakemake.input.reference}: was measured on other data: delete it and run again"
             )
         reference = ranking["accuracies"][0]
-    scores = compare(proxies, reference, source, this.settings.seed)
+    scores = compare(proxies, reference, source, this.settings.seed, trained=ranking)
     write_json(snakemake.output.scores, "scores", scores, inputs)

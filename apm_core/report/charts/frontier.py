@@ -1,6 +1,5 @@
 """Accuracy against what it costs: stored bytes, and core seconds."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from apm_core.report.charts import style
 from apm_core.report.charts.style import Chart
 from apm_core.report.published import Published, published
 from apm_core.report.table import marked
+from apm_core.runtime.device import threads_of
 
 LEAST_SECONDS = 0.1  # a logarithmic axis has no zero
 ALIKE = 1.05  # the largest ratio of bytes at which a chart of them says nothing
@@ -78,7 +78,7 @@ def _bytes(
 def _seconds(results: Mapping[str, Any], methods: Methods, network: str) -> Chart:
     figure, axes = style.canvas(3.3)
     looks = style.looks(results["methods"])
-    cores = {name: _cores(one["cost"]["device"]) for name, one in methods.items()}
+    cores = {name: threads_of(one["cost"]["device"]) for name, one in methods.items()}
     for name, one in methods.items():
         own = max(LEAST_SECONDS, one["cost"]["distill_seconds"] * (cores[name] or 1))
         whole = own + one["cost"]["teacher_seconds"] * (cores[name] or 1)
@@ -117,12 +117,6 @@ def _published(results: Mapping[str, Any], methods: Methods) -> list[Published]:
     dataset = results["run"].get("settings", {}).get("dataset", {})
     name = dataset.get("source") or dataset.get("name") or results["run"]["dataset"]
     return published(name, methods)
-
-
-def _cores(device: str) -> int | None:
-    """The threads that a job had, as its device says; None for a GPU."""
-    found = re.search(r"(\d+) threads", device)
-    return int(found[1]) if found else None
 
 
 def _made(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Literal
 
 import matplotlib
@@ -17,10 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from apm_core.runtime import store
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")  # with the colours: 77 pairs
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 GREY = "#767676"
+NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 WIDTH = 4.8  # inches; 460 pixels on a screen, so that a phone shrinks it by a fifth
 SETTINGS = {
     "svg.fonttype": "none",  # text stays text, for readers and searches
@@ -123,3 +127,13 @@ def svg(figure: Figure, name: str, alternative: str) -> str:
     body = text[text.index(">") + 1 :]
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     return f'<svg role="img" aria-label="{escape(alternative)}" {box}>{body}'
+
+
+def write(path: str | Path, chart: Chart) -> None:
+    """Write a chart as an SVG file of its own, which says how to read it."""
+    start, rest = chart.svg.split(">", 1)
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', start).groups()
+    size = f'width="{width}pt" height="{height}pt"'
+    text = f"{start} {size} {NAMESPACES}><desc>{escape(chart.text)}</desc>{rest}"
+    with store.atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,57 @@
+"""What a search for a network by each set comes to, as a table of the page."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from apm_core.report.comparison import html_table
+from apm_core.report.table import marked
+from apm_core.runtime.device import threads_of
+
+HEADER = [
+    "search by",
+    "its choice",
+    "accuracy on all data, %",
+    "of the best, %",
+    "of a random one, %",
+    "core seconds to rank",
+    "to make the set",
+    "to rank on all data",
+]
+NOTE = """
+The choice is the network that comes first when all are trained on the set. Its accuracy, that of
+the best and the mean of all, which a random choice comes to, are of networks trained on all data.
+All are measured on the same test images, those that the choice was made by too. The seconds to make
+a set are those of its teachers, which the sets of a run share, and of its distillation.
+"""
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """A row for each set that ranked networks, and how to read it; empty without any."""
+    rows = [
+        _row(marked(name, one), one["nas"], one["cost"])
+        for name, one in results["methods"].items()
+        if one["nas"] and "search" in one["nas"]  # results from before have none
+    ]
+    return html_table(HEADER, rows) + f"<p>{escape(NOTE)}</p>" if rows else ""
+
+
+def _row(name: str, nas: Mapping[str, Any], cost: Mapping[str, Any]) -> list[str]:
+    reference, found = nas["reference"], nas["search"]
+    made, cores = cost["teacher_seconds"] + cost["distill_seconds"], threads_of(cost["device"])
+    return [
+        escape(name),
+        "<br>".join(f"<code>{escape(one)}</code>" for one in found["pick"]),
+        *(f"{reference[key]:.1f}" for key in ("pick", "best", "mean")),
+        _seconds(found["by_set"]),
+        _seconds({"seconds": made, "core_seconds": cores and cores * made}),
+        _seconds(found["by_full_data"]),
+    ]
+
+
+def _seconds(cost: Mapping[str, Any] | None) -> str:
+    """Core seconds, or seconds where no cores are known; empty for what was not run."""
+    if not cost:
+        return ""
+    cores = cost["core_seconds"]
+    return f"{cost['seconds']:,.0f} s" if cores is None else f"{cores:,.0f}"
