@@ -70,7 +70,7 @@ def decode(paths: Sequence[Path], form: ImageForm) -> np.ndarray:
     """
     with ThreadPoolExecutor() as executor:
         headers: list[Header | None] = [None] * len(paths)
-        _in_blocks(executor, len(paths), lambda i: headers.__setitem__(i, _header(paths[i])))
+        _in_blocks(executor, len(paths), lambda i: headers.__setitem__(i, header(paths[i])))
         side = form.resolution or _common_side(paths, headers)
         channels = form.channels or (1 if all(h.grey for h in headers if h) else 3)
         images = np.empty((len(paths), channels, side, side), dtype=np.uint8)
@@ -130,7 +130,7 @@ def _in_blocks(executor: ThreadPoolExecutor, count: int, work: Callable[[int], N
         pass
 
 
-def _header(path: Path) -> Header | None:
+def header(path: Path) -> Header | None:
     """Size and kind of a file; None if damaged, which decoding then reports with all the others."""
     try:
         with Image.open(path) as image:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from apm_core.data.dataset import Dataset
+from apm_core.data.dataset import Dataset, PublicSize
 from apm_core.data.images import ImageForm
 from apm_core.errors import DataError
 from apm_core.settings.names import module_of
@@ -66,6 +66,13 @@ def read(
     form = ImageForm(resolution, channels, fit)
     folder = None if data_dir is None else Path(data_dir)
     return source.read(Request(name, form, folder, test_fraction, split_seed, download))
+
+
+def public_size(name: str) -> PublicSize | None:
+    """The size of a data set that is the same for everybody, or None; raises ConfigError for an
+    unknown name.
+    """
+    return module_of(FOLDER, name).SIZE
 
 
 def channel_constants(name: str) -> Constants | None:
