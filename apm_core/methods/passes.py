@@ -6,7 +6,7 @@ from dataclasses import dataclass
 FORWARD = 1.0
 TO_IMAGES = 2.0  # forward, and backward to the image with the parameters held still
 TRAINED = 3.0  # forward, and backward to the parameters
-TWICE = 6.0  # the gradient in the parameters, and its derivative
+TWICE = 9.0  # the gradient in the parameters, and its derivative
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Plain:
 # costs 4 to 12 s a shape on a CPU, there and back 10 to 40 s on a GPU. The figures of a CPU are
 # measured on two cores in float32, those of a GPU are reckoned for bf16 and captured steps.
 PLAIN = {
-    "cpu": Plain(1.0e11, 1.5e-9, 2.0e-3, 20.0),
+    "cpu": Plain(1.0e11, 3.0e-9, 2.0e-3, 20.0),
     "cuda": Plain(3.0e13, 0.0, 2.0e-4, 60.0),  # what writing takes is in its flops
 }
 
