@@ -59,7 +59,8 @@ def test_what_cannot_be_estimated_stops_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.workflow
 def test_the_line_comes_before_the_first_job(tmp_path):
-    long = {"dataset": {"name": "digits"}, "evaluate": {"epochs": 100_000}, **CPU}
+    evaluate = {"epochs": 1_000_000, "architectures": ["convnet"]}
+    long = {"dataset": {"name": "digits"}, "evaluate": evaluate, "nas": {"networks": 0}, **CPU}
     (tmp_path / "long.yaml").write_text(yaml.safe_dump(long))
     start = [sys.executable, "-m", "snakemake", "--snakefile", REPO / "Snakefile", "--cores", "1"]
     target = ["--configfile", "long.yaml", "--", "work/digits/data.zarr.zip"]

@@ -67,7 +67,8 @@ def measured(shape: Shape = SHAPE, compute: Compute | None = None) -> Speed:
     """
     compute = compute or choose("cpu", compile="off")
     rows, times = [], []
-    for width, depth, batch in PROBED:
+    for width, depth, usual in PROBED:
+        batch = max(1, round(usual * (SHAPE.resolution / shape.resolution) ** 2))
         spec = Spec("convnet", shape, width, depth)
         cost = cost_of(spec.network(compute.device), shape)
         rows.append([TRAINED * batch * cost.flops, TRAINED * batch * cost.values, 1.0])
