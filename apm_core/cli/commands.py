@@ -137,11 +137,12 @@ def train(file: Path, arch: str, test: Path | None, **options: Any) -> None:  # 
 @click.argument("folder", type=File)
 @click.option("--ipc", type=Positive, help="Images per class to be distilled.")
 @click.option("--resolution", type=Positive, help="Pixels per side to resize to.")
-def doctor(folder: Path, ipc: int | None, resolution: int | None) -> None:
+@click.option("--skip-unreadable", is_flag=True, help="Name all damaged files and go on.")
+def doctor(folder: Path, ipc: int | None, resolution: int | None, skip_unreadable: bool) -> None:
     """Examine a folder (or archive) of class folders before it is distilled."""
     from apm_core.cli import shown
 
-    for line in shown.examined(folder, ipc, resolution):
+    for line in shown.examined(folder, ipc, resolution, skip_unreadable=skip_unreadable):
         click.echo(line)
 
 

@@ -81,12 +81,14 @@ def facts(found: DistilledSet) -> list[str]:
     return [*lines, *_inputs(found.artifact.inputs)]
 
 
-def examined(folder: Path, ipc: int | None, resolution: int | None) -> Iterator[str]:
+def examined(
+    folder: Path, ipc: int | None, resolution: int | None, *, skip_unreadable: bool
+) -> Iterator[str]:
     """What the doctor says of a folder or archive of class folders.
 
     Raises DataError for what would stop a run.
     """
-    found = read("folder", data_dir=folder, resolution=resolution)
+    found = read("folder", data_dir=folder, resolution=resolution, skip_unreadable=skip_unreadable)
     for name, split in (("train", found.train), ("test", found.test)):
         count, channels, side, _ = split.images.shape
         classes = len(found.class_names)

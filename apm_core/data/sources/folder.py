@@ -1,4 +1,4 @@
-"""Your own images, in one folder per class."""
+"""Your own images, in one folder per class or named in a table."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def read(request: Request) -> Dataset:
         if root != request.root:
             root = unwrapped(root)
         train, test = splits(root, request.test_fraction, request.split_seed)
-        return load(train, test, request.form)
+        return load(train, test, request.form, skip_unreadable=request.skip_unreadable)
 
 
 def splits(root: Path, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:

@@ -47,6 +47,7 @@ def read(request: Request) -> Dataset:
         request.form,
         class_names=_class_names(root / "words.txt", wnids),
         warnings=(warning,) if len(wnids) < len(listed) else (),
+        skip_unreadable=request.skip_unreadable,
     )
 
 
