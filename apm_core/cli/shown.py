@@ -93,9 +93,11 @@ def examined(
         count, channels, side, _ = split.images.shape
         classes = len(found.class_names)
         yield f"{name:<5} {count} images of {classes} classes, {side}x{side}x{channels}"
-    warnings = [*found.warnings, *examine(found, ipc=ipc)]
-    yield from (f"warning: {line}" for line in warnings)
-    yield f"can be distilled, with {len(warnings)} warning{'s' * (len(warnings) != 1)}"
+    yield from (f"warning: {line}" for line in found.warnings)
+    remarks = examine(found, ipc=ipc)
+    yield from (f"warning: {line}" for line in remarks)
+    count = len(found.warnings) + len(remarks)
+    yield f"can be distilled, with {count} warning{'s' * (count != 1)}"
 
 
 def sheet(found: DistilledSet, width: int) -> np.ndarray:

@@ -113,7 +113,7 @@ def fit(
                 return _filled(lambda rounds, level=level: tried(level, rounds), level, wish)
     raise ConfigError(
         f"--hours {wish.hours:g}: the smallest sensible run of these images takes about"
-        f" {shortest / SHARE / 3600:.2g} on {wish.cores} cores: give it that, or fewer images"
+        f" {shortest / SHARE / 3600:.2g} hours here: give it as many, or a smaller --ipc"
     )
 
 
@@ -159,7 +159,7 @@ def _sizes(found: Survey, tiles: int) -> Iterator[tuple[int, tuple[Level, ...]]]
 def _config(wish: Wish, size: Size, level: Level, tiles: int, rounds: int) -> dict[str, Any]:
     """The settings of a run."""
     images = wish.ipc * size.shape.classes * tiles**2  # as networks see them
-    teacher_batch = 256 if size.train >= 20_000 else 128 if size.train >= 5_000 else 64
+    teacher_batch = _power_of_two(size.train / 64)
     teacher_epochs = max(4, round(TEACHER_STEPS * teacher_batch / size.train))
     side = size.shape.resolution
     return {
@@ -208,5 +208,10 @@ def _config(wish: Wish, size: Size, level: Level, tiles: int, rounds: int) -> di
 
 
 def _batch(images: int) -> int:
-    """The batch of students: 16 for 100 images, 64 for 400, a power of two."""
-    return min(256, max(16, 2 ** round(math.log2(images / 6.25))))
+    """The batch of students: 16 for 100 images, 64 for 400."""
+    return _power_of_two(images / 6.25)
+
+
+def _power_of_two(size: float) -> int:
+    """The nearest one from 16 to 256."""
+    return min(256, max(16, 2 ** round(math.log2(size))))
