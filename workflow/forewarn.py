@@ -36,10 +36,9 @@ def line(config: Mapping[str, Any]) -> str | None:
 
     Raises ApmError for a run that cannot start.
     """
-    from apm_core.cli.planned import told
     from apm_core.estimate.jobs import jobs
     from apm_core.estimate.size import size_of
-    from apm_core.estimate.speed import JOB_S, reckoned
+    from apm_core.estimate.speed import JOB_S, reckoned, told
     from apm_core.estimate.work import works
     from apm_core.settings.plan import Plan
     from apm_core.settings.run import RunSettings

@@ -2,17 +2,17 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import yaml
 
-from apm_core.cli.planned import told
 from apm_core.data.survey import Survey, survey
 from apm_core.errors import ConfigError
 from apm_core.estimate.fitting import SHARE, Choice, Wish, fit
-from apm_core.estimate.speed import measured
+from apm_core.estimate.speed import measured, told
 from apm_core.runtime.device import choose
 from apm_core.runtime.store import atomic_path
 from apm_core.settings import config_files
@@ -29,7 +29,15 @@ NOTES = {  # above the sections of the config
 
 
 def written(
-    folder: Path, out: Path | None, *, force: bool, hours: float, ipc: int, **options: object
+    folder: Path,
+    out: Path | None,
+    *,
+    force: bool,
+    hours: float,
+    ipc: int,
+    tiles: int,
+    name: str | None,
+    cores: int | None,
 ) -> Iterator[str]:
     """Choose a config for `folder`, write it to `out`, and tell; without `out` the config is what
     is told.
@@ -40,9 +48,8 @@ def written(
     if out and out.exists() and not force:
         raise ConfigError(f"{out}: there is such a file: name another, or say --force")
     found = survey(folder)
-    cores = options["cores"] or len(os.sched_getaffinity(0))
-    name = options["name"] or named(folder)
-    wish = Wish(hours, ipc, options["tiles"], name, str(folder), cores)
+    cores = cores or len(os.sched_getaffinity(0))
+    wish = Wish(hours, ipc, tiles, name or named(folder), str(folder), cores)
     torch.set_num_threads(cores)
     compute = choose("cpu", compile="off")
     base = config_files.read([])
@@ -100,7 +107,7 @@ def lines(found: Survey, wish: Wish, choice: Choice, out: Path | None) -> Iterat
 def command(wish: Wish, config: Path) -> str:
     """What starts the run."""
     target = f"results/{wish.name}_ipc{wish.ipc}.json"
-    return f"snakemake --configfile {config} --cores {wish.cores} -- {target}"
+    return f"snakemake --configfile {shlex.quote(str(config))} --cores {wish.cores} -- {target}"
 
 
 def named(folder: Path) -> str:

@@ -8,7 +8,7 @@ import torch
 from apm_core.estimate.disk import disk_bytes
 from apm_core.estimate.jobs import jobs
 from apm_core.estimate.size import size_of
-from apm_core.estimate.speed import JOB_S, measured, reckoned
+from apm_core.estimate.speed import JOB_S, measured, reckoned, told
 from apm_core.estimate.work import not_estimated, works
 from apm_core.settings import config_files
 from apm_core.settings.plan import Plan
@@ -49,11 +49,3 @@ def lines(configs: Sequence[Path]) -> Iterator[str]:
     yield f"  disk {disk_bytes(plan, size) / 1e9:.2g} GB, and resume files beside it"
     for entry in not_estimated(plan, size):
         yield f"  not estimated: {entry}, whose job logs the hours after two rounds"
-
-
-def told(seconds: float) -> str:
-    """A time in two digits."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} s"

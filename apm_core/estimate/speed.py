@@ -1,7 +1,6 @@
 """How fast a device is, measured by a few steps of training, and how long work takes on it."""
 
 import math
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,9 +19,10 @@ from apm_core.training.trainer import Trainer
 JOB_S = 8.0  # a process that starts, and reads what it needs
 COMPILE_S = 30.0  # a job that compiles
 FUSED = 0.4  # share of the time that writing values takes, where it is compiled
-PROBE_S = 0.5  # of each network of a probe
+PROBE_S = 1.0  # of each network of a probe
+PASS_STEPS = 6  # of a pass of a probe: steps draw augmentations of different cost
 # a network that waits for memory, one that multiplies, and one that does nothing but start
-PROBED = ((32, None, 32), (128, None, 16), (4, 1, 2))  # width, depth, batch
+PROBED = ((32, None, 32), (128, None, 8), (4, 1, 2))  # width, depth, batch
 SHAPE = Shape(3, 32, 10)
 
 
@@ -53,6 +53,14 @@ class Speed:
         return found
 
 
+def told(seconds: float) -> str:
+    """A time in two digits."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.2g} s"
+
+
 def reckoned(device: str) -> Speed:
     """The speed of a kind of device as the library has it, not measured."""
     plain = PLAIN[device]
@@ -79,23 +87,23 @@ def measured(shape: Shape = SHAPE, compute: Compute | None = None) -> Speed:
 
 
 def step_seconds(spec: Spec, batch: int, compute: Compute, seconds: float = PROBE_S) -> float:
-    """Of a training step: the median over steps that take `seconds` together, the first ones left
-    out.
+    """Of a training step with augmentation: the mean over passes that take `seconds` together,
+    after one that warms up.
     """
+    count = batch * PASS_STEPS
     examples = Examples(
-        torch.zeros(batch, *spec.shape.image, device=compute.device),
-        torch.zeros(batch, dtype=torch.int64, device=compute.device),
+        torch.zeros(count, *spec.shape.image, device=compute.device),
+        torch.zeros(count, dtype=torch.int64, device=compute.device),
     )
-    trainer = Trainer(
-        spec.network(compute.device), Recipe(1, 0.01, batch), compute, examples, networks=1
-    )
+    net, recipe = spec.network(compute.device), Recipe(passes=1, lr=0.01, batch=batch)
+    trainer = Trainer(net, recipe, compute, examples, networks=1)
     trainer.begin(spec.fresh(0, "probe"))
-    for _ in range(2):
-        trainer.rehearse(compute.clock)
-    found, until = [], time.perf_counter() + seconds
-    while len(found) < 3 or time.perf_counter() < until:
-        found.append(trainer.rehearse(compute.clock))
-    return float(np.median(found))
+    trainer.one_pass(0, recipe, None, "probe", 0)
+    passes, started = 0, compute.clock()
+    while passes < 2 or compute.clock() < started + seconds:
+        passes += 1
+        trainer.one_pass(0, recipe, None, "probe", passes)
+    return (compute.clock() - started) / (passes * PASS_STEPS)
 
 
 def _not_negative(rows: np.ndarray, times: np.ndarray) -> list[float]:
