@@ -26,6 +26,7 @@ SIDES = (128, 64, 32, 16)  # pixels
 TINY = 8  # pixels, of images that are no larger
 LARGEST_ZCA = 32  # pixels: its matrix grows with the fourth power of the side
 TEACHER_STEPS = 780  # of an early teacher: 4 passes over 50,000 images in batches of 256
+LEAST_PASSES, MOST_PASSES = 4, 40  # of a teacher: of few images more are learned by heart
 ENOUGH, LEAST, MOST = 60, 20, 600  # rounds
 STUDENT_EPOCHS = 25
 FULL_PASSES = 3  # of the networks on all images, for every pass of a teacher
@@ -160,7 +161,8 @@ def _config(wish: Wish, size: Size, level: Level, tiles: int, rounds: int) -> di
     """The settings of a run."""
     images = wish.ipc * size.shape.classes * tiles**2  # as networks see them
     teacher_batch = _power_of_two(size.train / 64)
-    teacher_epochs = max(4, round(TEACHER_STEPS * teacher_batch / size.train))
+    passes = round(TEACHER_STEPS * teacher_batch / size.train)
+    teacher_epochs = min(MOST_PASSES, max(LEAST_PASSES, passes))
     side = size.shape.resolution
     return {
         "ipc": wish.ipc,
