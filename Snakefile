@@ -19,6 +19,11 @@ os.environ.update(PYTHONPATH=os.pathsep.join(IMPORTS))
 include: "workflow/rules/common.smk"
 
 
+onstart:
+    if workflow.is_main_process and (message := warning(config)):
+        logger.warning(message)
+
+
 rule all:
     default_target: True
     input:

@@ -12,6 +12,7 @@ import yaml
 
 from apm_core.data.prepared import PreparedData
 from apm_core.runtime.device import Compute
+from apm_core.settings import config_files
 from apm_core.settings.plan import Plan
 from apm_core.settings.run import RunSettings
 from apm_core.settings.section import laid_over
@@ -29,10 +30,7 @@ def overlaid(base: Config, *changes: Config) -> Config:
 
 def config_of(files: Iterable[Path], settings: Iterable[str] = ()) -> Config:
     """config.yaml updated by `files`, then by `settings`: KEY=VALUE such as teachers.epochs=4."""
-    config = overlaid(
-        yaml.safe_load((ROOT / "config.yaml").read_text()),
-        *(yaml.safe_load(file.read_text()) for file in files),
-    )
+    config = config_files.read(files)
     for setting in settings:
         key, text = setting.split("=", 1)
         value = yaml.safe_load(text)

@@ -15,15 +15,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from apm_core import distilled
-from apm_core.cli import planned, training
+from apm_core.cli import training
 from apm_core.cli.commands import main
-from apm_core.nets.base import Shape
 from apm_core.runtime import store
 from apm_core.settings.plan import Plan
 from apm_core.settings.run import RunSettings
 
 REPO = Path(__file__).parents[1]
-VERBS = {"doctor", "export", "import", "inspect", "plan", "train"}
+VERBS = {"doctor", "export", "fit", "import", "inspect", "plan", "train"}
 TINY = {
     "dataset": {"name": "digits"},
     "ipc": 10,
@@ -72,7 +71,7 @@ def test_help_fits_a_screen_and_needs_no_torch(tmp_path):
     done = python("-c", code, folder=tmp_path)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) <= 24 and lines[-1] == "[]"
-    assert {line.split()[0] for line in lines[-7:-1]} == VERBS
+    assert {line.split()[0] for line in lines[-len(VERBS) - 1 : -1]} == VERBS
 
 
 def test_the_module_is_the_command(file, tmp_path):
@@ -259,11 +258,15 @@ def test_the_plan_counts_the_jobs_that_snakemake_does(tmp_path, monkeypatch):
 def test_the_plan_says_what_is_estimated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = call("plan", write(tmp_path, TINY))
-    assert "estimates, not measurements" in text and "not estimated: distill" in text
-    assert "GB" in text
-    pets = {**TINY, "dataset": {"name": "pets", "source": "folder"}}
+    assert "reckoned, not measured" in text and "GB" in text
+    for stage in ("teachers", "distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"):
+        assert re.search(rf"^  {stage} +[\d.]+ (s|min|h|d) ", text, re.MULTILINE), stage
+    assert "not estimated" not in text
+    rcig = {**TINY, "distill": {"methods": ["rcig"], "rounds": 3}, "methods": {}}
+    assert "not estimated: rcig" in call("plan", write(tmp_path, rcig))
+    pets = {**TINY, "dataset": {"name": "pets", "source": "folder", "data_dir": "pets.zip"}}
     text = call("plan", write(tmp_path, pets))
-    assert "need the number of images" in text and "GB" not in text
+    assert "need number and size" in text and "GB" not in text
     assert "there is no such key" in refused("plan", write(tmp_path, {"ipcc": 1}))
     (tmp_path / "run.yaml").write_text("a: [")
     assert "run.yaml: is not YAML" in refused("plan", tmp_path / "run.yaml")
@@ -273,35 +276,3 @@ def test_the_plan_says_what_is_estimated(tmp_path, monkeypatch):
     (tmp_path / "over.yaml").write_text("distill: {methods: [dm]}")
     over = call("plan", write(tmp_path, TINY), tmp_path / "over.yaml")
     assert counted(over)["merge"] == 1 and "teachers" not in counted(over)
-
-
-def test_estimates_follow_from_formulas(digits, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    ceiling = {"architectures": []}
-    config = {
-        "dataset": {"name": "digits", "whitening": "none"},
-        "ipc": 2,
-        "teachers": {"width": 4, "depth": 1, "n": 3, "per_job": 1, "epochs": 7, "batch": 100},
-        "distill": {"methods": ["random"]},
-        "evaluate": {"architectures": ["convnet"], "hard_labels": [], "ceiling": ceiling},
-    }
-    plan = Plan(RunSettings.of(config))
-    size = planned.size_of(plan)
-    assert size == planned.Size(1438, 359, Shape(1, 8, 10)) and size.shape == digits.shape
-    # a convolution of 3 x 3 and the linear layer behind pooling: 2 operations for a product and sum
-    forward = 2 * (64 * 9 * 1 * 4 + 4 * 16 * 10)
-    work = planned.trainings(plan, size)
-    assert work["teachers"].flops == 3 * forward * 1438 * 3 * 7
-    assert work["teachers"].steps == 3 * 7 * 15
-    assert work["ceiling"] == planned.Work()
-    parameters = (9 * 4 + 4) + 2 * 4 + (64 * 10 + 10)
-    images = 20 * (64 * 5 + 40) * 2
-    assert planned.disk_bytes(plan, size) == (1438 + 359) * 64 + 3 * 4 * parameters + images
-
-
-def test_the_plan_reads_sizes_from_prepared_data(digits, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("work/pets").mkdir(parents=True)
-    shutil.copy(digits.artifact.path, "work/pets/data.zarr.zip")
-    plan = Plan(RunSettings.of({"dataset": {"name": "pets", "source": "folder"}}))
-    assert planned.size_of(plan) == planned.Size(1438, 359, Shape(1, 8, 10))

@@ -24,6 +24,7 @@ LAYERS = (
     "exports",
     "imports",
     "methods",
+    "estimate",
     "scores",
     "report",
     "stages",
@@ -34,7 +35,7 @@ CONTRACTS = {
     "nets.architectures": {"NETWORK"},
     "training.losses": {"loss"},
     "training.metrics": {"measure"},
-    "data.sources": {"read", "CHANNELS"},
+    "data.sources": {"read", "CHANNELS", "SIZE"},
     "exports": {"export", "SUFFIX"},
 }
 LIGHT = f"""

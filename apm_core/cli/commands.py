@@ -137,11 +137,12 @@ def train(file: Path, arch: str, test: Path | None, **options: Any) -> None:  # 
 @click.argument("folder", type=File)
 @click.option("--ipc", type=Positive, help="Images per class to be distilled.")
 @click.option("--resolution", type=Positive, help="Pixels per side to resize to.")
-def doctor(folder: Path, ipc: int | None, resolution: int | None) -> None:
+@click.option("--skip-unreadable", is_flag=True, help="Name all damaged files and go on.")
+def doctor(folder: Path, ipc: int | None, resolution: int | None, skip_unreadable: bool) -> None:
     """Examine a folder (or archive) of class folders before it is distilled."""
     from apm_core.cli import shown
 
-    for line in shown.examined(folder, ipc, resolution):
+    for line in shown.examined(folder, ipc, resolution, skip_unreadable=skip_unreadable):
         click.echo(line)
 
 
@@ -155,4 +156,32 @@ def plan(configs: tuple[Path, ...]) -> None:
     from apm_core.cli import planned
 
     for line in planned.lines(configs):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("folder", type=File)
+@click.option(
+    "--hours", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True
+)
+@click.option("--ipc", type=Positive, default=10, show_default=True, help="Images per class.")
+@click.option(
+    "--tiles",
+    type=Positive,
+    default=2,
+    show_default=True,
+    help="Smaller images along a side of a stored one.",
+)
+@click.option("--name", help="Names the results; default: that of the folder.")
+@click.option("--cores", type=Positive, help="Default: all.")
+@click.option("--out", type=File, help="File to write; default: to the terminal.")
+@click.option("--force", is_flag=True, help="Replace the file.")
+def fit(folder: Path, out: Path | None, **options: Any) -> None:  # noqa: ANN401 - a wish
+    """Write a config for FOLDER, one sub-folder per class, that fits into some hours here.
+
+    Some steps of training are measured for it, which takes seconds.
+    """
+    from apm_core.cli import fitted
+
+    for line in fitted.written(folder, out, **options):
         click.echo(line)

@@ -83,19 +83,23 @@ def facts(found: DistilledSet) -> list[str]:
     return [*lines, *_inputs(found.artifact.inputs)]
 
 
-def examined(folder: Path, ipc: int | None, resolution: int | None) -> Iterator[str]:
+def examined(
+    folder: Path, ipc: int | None, resolution: int | None, *, skip_unreadable: bool
+) -> Iterator[str]:
     """What the doctor says of a folder or archive of class folders.
 
     Raises DataError for what would stop a run.
     """
-    found = read("folder", data_dir=folder, resolution=resolution)
+    found = read("folder", data_dir=folder, resolution=resolution, skip_unreadable=skip_unreadable)
     for name, split in (("train", found.train), ("test", found.test)):
         count, channels, side, _ = split.images.shape
         classes = len(found.class_names)
         yield f"{name:<5} {count} images of {classes} classes, {side}x{side}x{channels}"
-    warnings = [*found.warnings, *examine(found, ipc=ipc)]
-    yield from (f"warning: {line}" for line in warnings)
-    yield f"can be distilled, with {len(warnings)} warning{'s' * (len(warnings) != 1)}"
+    yield from (f"warning: {line}" for line in found.warnings)
+    remarks = examine(found, ipc=ipc)
+    yield from (f"warning: {line}" for line in remarks)
+    count = len(found.warnings) + len(remarks)
+    yield f"can be distilled, with {count} warning{'s' * (count != 1)}"
 
 
 def sheet(found: DistilledSet, width: int) -> np.ndarray:

@@ -1,12 +1,14 @@
-"""Image files in one folder per class, the layout known as ImageFolder."""
+"""Image files in one folder per class, the layout known as ImageFolder, or named in a table."""
 
+import csv
+import os
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from apm_core.data.dataset import Dataset, Split
-from apm_core.data.images import ImageForm, decode
+from apm_core.data.images import ImageForm, decode, decode_readable
 from apm_core.errors import DataError
 
 SUFFIXES = {
@@ -23,6 +25,7 @@ SUFFIXES = {
     ".webp",
 }
 
+TABLE = "labels.csv"
 ClassFiles = dict[str, list[Path]]  # class name -> its image files, both sorted
 
 
@@ -58,11 +61,16 @@ def read_splits(root: Path, *, tests: tuple[str, ...]) -> tuple[ClassFiles, Clas
 def class_files(root: Path) -> ClassFiles:
     """The image files below every class folder of `root`; hidden and other files are ignored.
 
+    Where there is a file `labels.csv`, the files that it names, by the classes that it gives them.
+
     Raises:
-        DataError: `root` is missing, has no class folders, or a class folder has no images.
+        DataError: `root` is missing, has no class folders, or a class folder has no images; or the
+            table is not as `tabled` wants it.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: set dataset.data_dir to your folder of images")
+    if (root / TABLE).is_file():
+        return tabled(root)
     folders = _subfolders(root)
     if not folders:
         raise DataError(
@@ -78,20 +86,68 @@ def class_files(root: Path) -> ClassFiles:
     return files
 
 
+def tabled(root: Path) -> ClassFiles:
+    """The image files that `root/labels.csv` names, by class; other files are ignored.
+
+    Its columns are `file`, a path below `root`, and `class`; further ones are ignored.
+
+    Raises DataError, naming the line, for a table without these columns or rows, a row without
+    class, and a file that is missing, lies elsewhere or is named twice.
+    """
+    table, files, seen = root / TABLE, {}, set()
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as opened:
+            rows = csv.DictReader(opened)
+            missing = {"file", "class"} - set(rows.fieldnames or ())
+            if missing:
+                raise DataError(
+                    f"{table} has no column {min(missing)!r}: its first line must name the columns"
+                    " file and class, with a comma between them"
+                )
+            for row in rows:
+                path = _of_row(root, row, f"{table}, line {rows.line_num}", seen)
+                files.setdefault(row["class"].strip(), []).append(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table} is no CSV in UTF-8 ({error}): write it again") from error
+    if not files:
+        raise DataError(f"{table} names no files: add rows with file and class")
+    return {name: sorted(files[name]) for name in sorted(files)}
+
+
+def _of_row(root: Path, row: dict[str, str | None], place: str, seen: set[Path]) -> Path:
+    """The file of a row of the table at `place`, which is added to `seen`."""
+    name, label = (row[key] or "" for key in ("file", "class"))
+    path = Path(os.path.normpath(root / name.strip()))
+    if not label.strip():
+        raise DataError(f"{place}: {name!r} has no class: add it, or remove the line")
+    if not path.is_relative_to(os.path.normpath(root)):
+        raise DataError(f"{place}: {name!r} lies outside of {root}: move it there")
+    if not path.is_file():
+        raise DataError(f"{place}: there is no file {name!r} in {root}: correct the name")
+    if path in seen:
+        raise DataError(f"{place}: {name!r} is named a second time: remove one of the lines")
+    seen.add(path)
+    return path
+
+
 def image_files(folder: Path) -> list[Path]:
-    """Image files anywhere below `folder`, sorted by path."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(_hidden(part) for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    """Image files anywhere below `folder`, sorted by path.
+
+    Links to files are followed; of folders only `folder` may be one, so no link leads in a circle.
+    """
+    found = []
+    for place, inside, names in os.walk(folder):
+        inside[:] = [name for name in inside if not _hidden(name)]
+        paths = [Path(place, name) for name in names if not _hidden(name)]
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(found)
 
 
 def unwrapped(root: Path) -> Path:
     """Step into the single folder that most archives wrap around their contents."""
-    while len(inside := _subfolders(root)) == 1 and _subfolders(inside[0]):
+    while len(inside := _subfolders(root)) == 1 and not (root / TABLE).is_file():
+        if not _subfolders(inside[0]) and not (inside[0] / TABLE).is_file():
+            break
         root = inside[0]
     return root
 
@@ -101,6 +157,7 @@ def load(
     test: ClassFiles,
     form: ImageForm,
     *,
+    skip_unreadable: bool = False,
     class_names: tuple[str, ...] | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Dataset:
@@ -110,17 +167,27 @@ def load(
         train: files by class.
         test: files by class, in the same class order.
         form: target side, channels and fit.
+        skip_unreadable: leave damaged files out, with a warning for each.
         class_names: names of the classes; None: those of the folders.
         warnings: one line each, for `Dataset.warnings`.
 
     Raises:
         DataError: damaged files, or sizes that differ or are not square without a resolution.
     """
-    images = decode([*chain(*train.values(), *test.values())], form)
-    cut = sum(map(len, train.values()))
+    paths = [*chain(*train.values(), *test.values())]
+    cut, labels = sum(map(len, train.values())), np.append(_labels(train), _labels(test))
+    if skip_unreadable:
+        images, damage = decode_readable(paths, form)
+        readable = np.setdiff1d(np.arange(len(paths)), list(damage))
+        images, labels = images[readable], labels[readable]
+        cut = int((readable < cut).sum())
+        lost = tuple(f"left out, it cannot be read: {damage[i]}" for i in sorted(damage))
+        warnings = (*warnings, *lost)
+    else:
+        images = decode(paths, form)
     return Dataset(
-        train=Split(images[:cut], _labels(train)),
-        test=Split(images[cut:], _labels(test)),
+        train=Split(images[:cut], labels[:cut]),
+        test=Split(images[cut:], labels[cut:]),
         class_names=class_names or tuple(train),
         warnings=warnings,
     )

@@ -21,6 +21,24 @@ class Split:
     labels: np.ndarray
 
 
+@dataclass(frozen=True)
+class PublicSize:
+    """The size of a data set that is the same for everybody; `side` is None where there are
+    versions of several sizes.
+    """
+
+    train: int  # images
+    test: int
+    channels: int
+    side: int | None  # pixels
+    classes: int
+
+    @property
+    def values(self) -> int:
+        """Numbers in one image of each class; the side must be known."""
+        return self.classes * self.channels * self.side**2
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A training and a test split over the same classes.

@@ -10,12 +10,15 @@ from apm_core.errors import DataError
 IMBALANCE = 2.0  # largest over smallest class from which a warning is due
 
 
-def examine(dataset: Dataset, *, ipc: int | None = None) -> tuple[str, ...]:
+def examine(
+    dataset: Dataset, *, ipc: int | None = None, oversample: bool = False
+) -> tuple[str, ...]:
     """Check that a data set can be distilled and evaluated.
 
     Args:
         dataset: the data set that a source returned.
         ipc: images per class to be distilled, if known.
+        oversample: a class with fewer images repeats them: that is a warning then.
 
     Returns:
         Warnings, one line each: duplicates, class imbalance, constant images.
@@ -31,12 +34,19 @@ def examine(dataset: Dataset, *, ipc: int | None = None) -> tuple[str, ...]:
     counts = _class_counts(dataset.train, names, "train")
     _class_counts(dataset.test, names, "test")
     smallest, largest = int(counts.argmin()), int(counts.argmax())
-    if ipc is not None and ipc > counts[smallest]:
+    too_small = ipc is not None and ipc > counts[smallest]
+    if too_small and not oversample:
         raise DataError(
             f"{ipc} images per class are asked for but class {names[smallest]!r} has only "
-            f"{counts[smallest]} training images: lower the images per class or add images"
+            f"{counts[smallest]} training images: lower the images per class, add images or set "
+            "dataset.oversample"
         )
     warnings = _duplicates(dataset)
+    if too_small:
+        warnings.append(
+            f"classes that repeat images, having fewer than {ipc}: {int((counts < ipc).sum())}, "
+            f"the smallest is {names[smallest]!r} with {counts[smallest]}"
+        )
     if counts[largest] > IMBALANCE * counts[smallest]:
         warnings.append(
             f"classes are unbalanced: {names[largest]!r} has {counts[largest]} training images, "

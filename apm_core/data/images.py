@@ -53,24 +53,42 @@ class Header(NamedTuple):
 
 
 def decode(paths: Sequence[Path], form: ImageForm) -> np.ndarray:
+    """Decode image files into one array (N, C, S, S) uint8, in the order given.
+
+    Raises DataError for damaged files, and what `decode_readable` raises.
+    """
+    images, damage = decode_readable(paths, form)
+    if damage:
+        first = "; ".join(damage[i] for i in sorted(damage)[:NAMED])
+        more = ", ..." if len(damage) > NAMED else ""
+        raise DataError(
+            f"{len(damage)} of {len(paths)} images cannot be read: {first}{more}: replace or remove"
+            " these files, or set dataset.skip_unreadable"
+        )
+    return images
+
+
+def decode_readable(paths: Sequence[Path], form: ImageForm) -> tuple[np.ndarray, dict[int, str]]:
     """Decode image files into one array, in the order given.
 
-    EXIF orientation is applied, 16-bit values are scaled to 8 bits, transparency is laid on white.
-    Whether a file is greyscale is taken from its mode, not from its pixels.
+    EXIF orientation is applied, 16-bit values are scaled to 8 bits, transparency is laid on white,
+    and of an animation the first frame is taken. Whether a file is greyscale is taken from its
+    mode, not from its pixels.
 
     Args:
         paths: image files.
         form: target side, channels and fit.
 
     Returns:
-        (N, C, S, S) uint8.
+        (N, C, S, S) uint8; by position the files that cannot be read, with the reason, whose pixels
+        are not set.
 
     Raises:
-        DataError: damaged files, or sizes that differ or are not square without a resolution.
+        DataError: sizes that differ or are not square without a resolution.
     """
     with ThreadPoolExecutor() as executor:
         headers: list[Header | None] = [None] * len(paths)
-        _in_blocks(executor, len(paths), lambda i: headers.__setitem__(i, _header(paths[i])))
+        _in_blocks(executor, len(paths), lambda i: headers.__setitem__(i, header(paths[i])))
         side = form.resolution or _common_side(paths, headers)
         channels = form.channels or (1 if all(h.grey for h in headers if h) else 3)
         images = np.empty((len(paths), channels, side, side), dtype=np.uint8)
@@ -84,14 +102,7 @@ def decode(paths: Sequence[Path], form: ImageForm) -> np.ndarray:
                 damage[i] = " ".join(f"{paths[i]} ({error})".split())
 
         _in_blocks(executor, len(paths), fill)
-    if damage:
-        first = "; ".join(damage[i] for i in sorted(damage)[:NAMED])
-        more = ", ..." if len(damage) > NAMED else ""
-        raise DataError(
-            f"{len(damage)} of {len(paths)} images cannot be read: {first}{more}: "
-            "replace or remove these files"
-        )
-    return images
+    return images, damage
 
 
 def refit(images: np.ndarray, form: ImageForm) -> np.ndarray:
@@ -130,7 +141,7 @@ def _in_blocks(executor: ThreadPoolExecutor, count: int, work: Callable[[int], N
         pass
 
 
-def _header(path: Path) -> Header | None:
+def header(path: Path) -> Header | None:
     """Size and kind of a file; None if damaged, which decoding then reports with all the others."""
     try:
         with Image.open(path) as image:

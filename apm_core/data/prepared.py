@@ -102,11 +102,14 @@ class PreparedData:
 
         Raises DataError when the class has too few images.
         """
+        if self.artifact.settings["images"].get("oversample"):
+            rows = np.resize(rows, max(len(rows), (index + 1) * ipc))  # again from the first on
         part = rows[index * ipc : (index + 1) * ipc]
         if len(part) < ipc:
             raise DataError(
                 f"class {self.class_names[c]!r} has {len(self._order[c])} training images,"
-                f" shard {index} needs {(index + 1) * ipc}: lower ipc or distill.tiles"
+                f" shard {index} needs {(index + 1) * ipc}: lower ipc or distill.tiles, or set"
+                " dataset.oversample"
             )
         return part
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from apm_core.data.dataset import Dataset
+from apm_core.data.dataset import Dataset, PublicSize
 from apm_core.data.images import ImageForm
 from apm_core.errors import DataError
 from apm_core.settings.names import module_of
@@ -22,6 +22,7 @@ class Request:
     test_fraction: float  # of each class, in sets that come without a test split
     split_seed: int
     download: bool
+    skip_unreadable: bool  # files, which are named in warnings
 
     @property
     def root(self) -> Path:
@@ -43,6 +44,7 @@ def read(
     test_fraction: float = 0.2,
     split_seed: int = 0,
     download: bool = True,
+    skip_unreadable: bool = False,
 ) -> Dataset:
     """Read a data set into memory as uint8.
 
@@ -57,6 +59,7 @@ def read(
         test_fraction: share of each class kept for testing, in sets that come without a test split.
         split_seed: seed of that split.
         download: fetch `cifar10` and `cifar100` if missing; the others are never downloaded.
+        skip_unreadable: leave out image files that cannot be read, with a warning for each.
 
     Raises:
         DataError: data that are missing, damaged or inconsistent.
@@ -65,7 +68,16 @@ def read(
     source = module_of(FOLDER, name)
     form = ImageForm(resolution, channels, fit)
     folder = None if data_dir is None else Path(data_dir)
-    return source.read(Request(name, form, folder, test_fraction, split_seed, download))
+    return source.read(
+        Request(name, form, folder, test_fraction, split_seed, download, skip_unreadable)
+    )
+
+
+def public_size(name: str) -> PublicSize | None:
+    """The size of a data set that is the same for everybody, or None; raises ConfigError for an
+    unknown name.
+    """
+    return module_of(FOLDER, name).SIZE
 
 
 def channel_constants(name: str) -> Constants | None:

@@ -33,6 +33,7 @@ from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Update
 from apm_core.methods.bptt import BPTT, learned
 from apm_core.methods.movers import State
+from apm_core.methods.passes import FORWARD, Extent, Passes
 from apm_core.runtime import streams
 from apm_core.settings.methods.bptt import ATBPTTSettings
 from apm_core.training.metrics.accuracy import measure as percent_correct
@@ -53,6 +54,15 @@ class ATBPTT(BPTT):
                 f" window + spread steps: it must be below window: {settings.window}, and at most"
                 f" before: {settings.before}"
             )
+
+    def passes(self, extent: Extent) -> Passes:
+        """As BPTT, with the accuracy on the real images and a share of the probe; windows are
+        counted as in the middle of what they can be.
+        """
+        own = self.settings
+        probe = self.inner.passes(extent.images, self.inner.steps, 0)
+        accuracy = Passes(FORWARD * own.batch_real, 1)
+        return super().passes(extent) + accuracy + (1 / own.period) * probe
 
     def init(self, job: Job) -> State:
         """As BPTT, in the early stage."""

@@ -17,6 +17,7 @@ from apm_core.data.prepared import PreparedData
 from apm_core.data.tiles import Tiles
 from apm_core.errors import ConfigError
 from apm_core.methods.movers import Mover, Rows, State
+from apm_core.methods.passes import Extent, Passes
 from apm_core.methods.tiled import TiledImages
 from apm_core.nets.spec import Spec
 from apm_core.runtime import store
@@ -118,6 +119,11 @@ class Configured:
 class OneShot(Configured, ABC):
     """A method without rounds, which selects or makes all images at once."""
 
+    def passes(self, extent: Extent) -> Passes | None:
+        """The work of a shard; None: it cannot be told beforehand."""
+        del extent
+        return Passes()
+
     @abstractmethod
     def make(self, job: Job) -> Shard:
         """The images of a shard."""
@@ -131,6 +137,11 @@ class Method(Configured, ABC):
     """
 
     movers: Mapping[str, Mover]
+
+    def passes(self, extent: Extent) -> Passes | None:
+        """The work of a round, the mean over all of them; None: it cannot be told beforehand."""
+        del extent
+        return None
 
     @abstractmethod
     def init(self, job: Job) -> State:

@@ -21,6 +21,7 @@ from apm_core.methods.base import Job, Method, Shard, Update, require_batch, req
 from apm_core.methods.matching.experts import figures_of, inner_training
 from apm_core.methods.matching.trajectory import End, InnerTraining, Match, Step
 from apm_core.methods.movers import Adam, State
+from apm_core.methods.passes import TRAINED, Extent, Passes
 from apm_core.runtime import streams
 from apm_core.settings.methods.bptt import BPTTSettings
 from apm_core.training.inference import forward_flops
@@ -47,6 +48,14 @@ class BPTT(Method):
             "targets": Adam(settings.lr_labels),
             "log_rate": Adam(settings.lr_rate),
         }
+
+    def passes(self, extent: Extent) -> Passes:
+        """A training up to the end of its window, half of `before` in the mean, and the loss on
+        real images there.
+        """
+        own = self.settings
+        training = self.inner.passes(extent.images, own.before / 2, own.window)
+        return training + Passes(TRAINED * own.batch_real, 1)
 
     def init(self, job: Job) -> State:
         """Start from real images, label logits of their classes and `settings.rate`.

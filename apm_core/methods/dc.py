@@ -12,6 +12,8 @@ trained on for the epochs of its recipe, with or without augmentation, where the
 300 without and 1000 with it.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch import Tensor
 from apm_core.data.examples import Examples
 from apm_core.methods.base import Job, Method, Update
 from apm_core.methods.movers import Momentum, State
+from apm_core.methods.passes import TRAINED, TWICE, Extent, Passes
 from apm_core.methods.shared.real_classes import RealClasses
 from apm_core.runtime import streams
 from apm_core.settings.methods.dc import DCSettings
@@ -46,6 +49,16 @@ class DC(Method):
             loss="ce",
             augment=recipe.augment,
         )
+
+    def passes(self, extent: Extent) -> Passes:
+        """The gradients of real and synthetic images of each class; then the network's training, in
+        all rounds of its life but the last.
+        """
+        real, loops = self.settings.batch_real * extent.classes, self.settings.outer_loops
+        match = Passes(TRAINED * real + TWICE * extent.images, 2 * extent.classes)
+        steps = math.ceil(extent.images / self.inner.batch)
+        training = self.inner.passes * Passes(TRAINED * extent.images, steps)
+        return match + ((loops - 1) / loops) * training
 
     def init(self, job: Job) -> State:
         """Start from real images, or from Gaussian noise."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apm_core.methods.base import Job, Method, Update, require_embedding
 from apm_core.methods.movers import Momentum, State
+from apm_core.methods.passes import FORWARD, TO_IMAGES, Extent, Passes
 from apm_core.methods.shared.real_classes import RealClasses
 from apm_core.settings.methods.dm import DMSettings
 from apm_core.training import augment
@@ -25,6 +26,11 @@ class DM(Method):
     def __init__(self, settings: DMSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
         self.movers = {"images": Momentum(settings.lr_images, momentum=settings.momentum_images)}
+
+    def passes(self, extent: Extent) -> Passes:
+        """The real images of each class, and its synthetic ones."""
+        real = self.settings.batch_real * extent.classes
+        return Passes(FORWARD * real + TO_IMAGES * extent.images, 2 * extent.classes)
 
     def init(self, job: Job) -> State:
         """Start from real images."""

@@ -5,12 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from apm_core.data import public_size
+
 FILE = Path(__file__).with_name("published.toml")
-VALUES = {  # of all images with one per class
-    "cifar10": 10 * 3 * 32**2,
-    "cifar100": 100 * 3 * 32**2,
-    "tiny_imagenet": 200 * 3 * 64**2,
-}
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,6 @@ def published(dataset: str, methods: Iterable[str]) -> list[Published]:
             if method not in wanted:
                 continue
             for ipc, accuracy in accuracies.items():
-                size = 4 * int(ipc) * VALUES[dataset]
+                size = 4 * int(ipc) * public_size(dataset).values
                 found.append(Published(method, int(ipc), size, accuracy, table["source"]))
     return found

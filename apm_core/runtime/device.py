@@ -27,6 +27,7 @@ class Plain:
     """How long plain work takes on a kind of device, and how long it must be to be compiled."""
 
     flops: float  # per second
+    value_s: float  # of a value that a layer writes, for estimates alone
     step_s: float  # overhead of a step
     worth_s: float  # seconds of plain work from which compiling pays
 
@@ -34,7 +35,10 @@ class Plain:
 # A compiled step is 2 to 4 times as fast as a plain one on a CPU, about twice on a GPU. Compiling
 # costs 4 to 12 s a shape on a CPU, there and back 10 to 40 s on a GPU. The figures of a CPU are
 # measured on two cores in float32, those of a GPU are reckoned for bf16 and captured steps.
-PLAIN = {"cpu": Plain(1.0e11, 2.0e-3, 20.0), "cuda": Plain(3.0e13, 2.0e-4, 60.0)}
+PLAIN = {
+    "cpu": Plain(1.0e11, 3.0e-9, 2.0e-3, 20.0),
+    "cuda": Plain(3.0e13, 0.0, 2.0e-4, 60.0),  # what writing takes is in its flops
+}
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,7 @@ class Compute:
         a CPU others (ViT, AlexNet) are slower compiled than plain. The decision depends on the
         planned work only, never on a clock, so that a resumed run takes the same path.
         """
-        plain = PLAIN[self.device.type]
-        worth = flops / plain.flops + steps * plain.step_s > plain.worth_s
-        worth = worth and (fuses or self.device.type != "cpu")
+        worth = worth_compiling(self.device.type, flops, steps, fuses=fuses)
         wanted = self.compile == "on" or (self.compile == "auto" and worth)
         if not wanted:
             return function
@@ -99,6 +101,13 @@ class Compute:
             )
             return function
         return _WithFallback(function, self.report)
+
+
+def worth_compiling(device: str, flops: float, steps: float, *, fuses: bool = True) -> bool:
+    """Whether work on a kind of device is long enough to earn back its compilation."""
+    plain = PLAIN[device]
+    long = flops / plain.flops + steps * plain.step_s > plain.worth_s
+    return long and (fuses or device != "cpu")
 
 
 class Graphs:

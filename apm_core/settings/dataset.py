@@ -27,6 +27,12 @@ class Images(Section):
     held_out: Share | None = setting(
         None, "share of each training class that takes the place of the test split; null: off"
     )
+    skip_unreadable: bool = setting(
+        False, "leave out image files that cannot be read, and record them; false: refuse the set"
+    )
+    oversample: bool = setting(
+        False, "a class with fewer images than a set starts from repeats them; false: refuse it"
+    )
     whitening: Literal["none", "channel", "zca"] = setting("zca", "none, per channel, or ZCA")
     zca_eps: Above = setting(0.1, "added to the eigenvalues of the covariance of [0, 1] pixels")
 

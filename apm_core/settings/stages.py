@@ -48,6 +48,12 @@ class PrepareSettings(StageSettings):
 
     images: Images  # source is never None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON values, without permissions that are not given."""
+        permissions = ("skip_unreadable", "oversample")
+        refused = {name for name in permissions if not getattr(self.images, name)}
+        return self.model_dump(mode="json", exclude={"images": refused})
+
 
 class PoolSettings(StageSettings):
     """Settings of a job that trains networks of a pool, whose size does not affect the job."""

@@ -32,10 +32,11 @@ def prepare(
         fit=images.fit,
         test_fraction=images.test_fraction,
         split_seed=seed,
+        skip_unreadable=images.skip_unreadable,
     )
     if images.held_out:
         dataset = hold_out(dataset, fraction=images.held_out, seed=seed)
-    warnings = [*dataset.warnings, *examine(dataset, ipc=ipc)]
+    warnings = [*dataset.warnings, *examine(dataset, ipc=ipc, oversample=images.oversample)]
     shape = Shape.of(dataset.train.images.shape, len(dataset.class_names))
     for one in networks:
         nets.require_fit(one.network, shape, width=one.width, depth=one.depth)

@@ -9,6 +9,7 @@ from apm_core.errors import ConfigError
 from apm_core.settings.plan import Plan
 from apm_core.settings.run import ENTRY_NAME, RESERVED, RunSettings
 from apm_core.settings.training import POOLS
+from forewarn import warning
 from gpu import gpus_of
 from takeover import hold
 

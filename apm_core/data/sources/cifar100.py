@@ -3,11 +3,12 @@
 from torchvision.datasets import CIFAR100
 
 from apm_core.data.cifar import read_cifar
-from apm_core.data.dataset import Dataset
+from apm_core.data.dataset import Dataset, PublicSize
 from apm_core.data.request import Request
 
 # true std of CIFAR-100 itself; several distillation codes reuse CIFAR-10's figures here
 CHANNELS = ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+SIZE = PublicSize(50_000, 10_000, 3, 32, 100)
 
 
 def read(request: Request) -> Dataset:

@@ -3,11 +3,12 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from apm_core.data.dataset import Dataset, cut
+from apm_core.data.dataset import Dataset, PublicSize, cut
 from apm_core.data.images import refit
 from apm_core.data.request import Request
 
 CHANNELS = None
+SIZE = PublicSize(1438, 359, 1, 8, 10)  # split at the default dataset.test_fraction
 
 
 def read(request: Request) -> Dataset:

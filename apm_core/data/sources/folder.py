@@ -1,4 +1,6 @@
-"""Your own images, in one folder per class."""
+"""Your own images, in one folder per class or named in a table."""
+
+from pathlib import Path
 
 from apm_core.data.archive import opened
 from apm_core.data.class_folders import ClassFiles, class_files, load, read_splits, unwrapped
@@ -6,6 +8,7 @@ from apm_core.data.dataset import Dataset, test_members
 from apm_core.data.request import Request
 
 CHANNELS = None
+SIZE = None
 
 
 def read(request: Request) -> Dataset:
@@ -21,11 +24,15 @@ def read(request: Request) -> Dataset:
     with opened(request.root) as root:
         if root != request.root:
             root = unwrapped(root)
-        if (root / "train").is_dir():
-            train, test = read_splits(root, tests=("test", "val"))
-        else:
-            train, test = _cut(class_files(root), request.test_fraction, request.split_seed)
-        return load(train, test, request.form)
+        train, test = splits(root, request.test_fraction, request.split_seed)
+        return load(train, test, request.form, skip_unreadable=request.skip_unreadable)
+
+
+def splits(root: Path, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:
+    """The files of both splits of the folder `root`; raises what `read` raises for their names."""
+    if (root / "train").is_dir():
+        return read_splits(root, tests=("test", "val"))
+    return _cut(class_files(root), fraction, seed)
 
 
 def _cut(files: ClassFiles, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from apm_core.data.class_folders import load, read_splits
-from apm_core.data.dataset import Dataset, Split
+from apm_core.data.dataset import Dataset, PublicSize, Split
 from apm_core.data.images import ImageForm, refit
 from apm_core.data.request import Request
 from apm_core.errors import DataError
@@ -21,6 +21,7 @@ TRAIN_BATCHES = tuple(f"train_data_batch_{i}.npz" for i in range(1, 11))
 TEST_BATCHES = ("val_data.npz",)
 # the customary figures, as in the distillation literature; not measured on these images
 CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SIZE = PublicSize(1_281_167, 50_000, 3, None, 1000)
 
 
 def read(request: Request) -> Dataset:
@@ -31,7 +32,8 @@ def read(request: Request) -> Dataset:
     """
     data_dir, form = request.root, request.form
     if (data_dir / "train").is_dir():
-        return load(*read_splits(data_dir, tests=("val",)), form)
+        splits = read_splits(data_dir, tests=("val",))
+        return load(*splits, form, skip_unreadable=request.skip_unreadable)
     missing = [name for name in TRAIN_BATCHES + TEST_BATCHES if not (data_dir / name).is_file()]
     if missing:
         raise DataError(

@@ -6,12 +6,13 @@ Its 50 validation images per class serve as test split, as in the distillation l
 from pathlib import Path
 
 from apm_core.data.class_folders import ClassFiles, image_files, load
-from apm_core.data.dataset import Dataset
+from apm_core.data.dataset import Dataset, PublicSize
 from apm_core.data.request import Request
 from apm_core.errors import DataError
 
 # ImageNet's customary figures, as in the distillation literature; not measured on this set
 CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+SIZE = PublicSize(100_000, 10_000, 3, 64, 200)
 
 
 def read(request: Request) -> Dataset:
@@ -46,6 +47,7 @@ def read(request: Request) -> Dataset:
         request.form,
         class_names=_class_names(root / "words.txt", wnids),
         warnings=(warning,) if len(wnids) < len(listed) else (),
+        skip_unreadable=request.skip_unreadable,
     )
 
 

@@ -25,6 +25,7 @@ from apm_core.data.examples import Examples
 from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Method, Update, require_batch
 from apm_core.methods.movers import Momentum, Rows, State
+from apm_core.methods.passes import FORWARD, TO_IMAGES, TRAINED, Extent, Passes
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
 from apm_core.runtime.device import Compute
@@ -74,6 +75,18 @@ class APM(Method):
 
     def _rate(self, index: int) -> float:
         return self.settings.lr_images * (LATE if index >= self.job.rounds // 2 else 1.0)
+
+    def passes(self, extent: Extent) -> Passes:
+        """A student and its teacher's labels, shared by a period; then the images through the
+        teacher and the checkpoints.
+        """
+        count = self.settings.batch or extent.images
+        student = self.recipe.passes * Passes(
+            TRAINED * count, math.ceil(count / self.recipe.batch)
+        ) + Passes(FORWARD * count, 1)
+        networks = len(self.keep) + 1
+        update = Passes(networks * TO_IMAGES * count, networks)
+        return (1 / self.settings.period) * student + update
 
     def init(self, job: Job) -> State:
         """Start from real images; round 0 draws the batch and trains the students of its period."""

@@ -23,6 +23,7 @@ from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job, Method, Shard, Update
 from apm_core.methods.bptt import BPTT
 from apm_core.methods.movers import State
+from apm_core.methods.passes import Extent, Passes
 from apm_core.methods.shared.recognised import correct_shard
 from apm_core.settings.methods.apm import APMPlusSettings
 from apm_core.settings.methods.bptt import BPTTSettings
@@ -58,6 +59,14 @@ class APMPlus(Method):
         self.movers = self.matching.movers
         if self.unrolled:
             self.unrolled.store_as(tiles)
+
+    def passes(self, extent: Extent) -> Passes:
+        """The mean of both methods, weighted by the number of rounds."""
+        found = self.matching.passes(extent)
+        if not self.unrolled:
+            return found
+        share = self.settings.unrolled.rounds / max(1, extent.rounds)
+        return (1 - share) * found + share * self.unrolled.passes(extent)
 
     def init(self, job: Job) -> State:
         """Start from real images, or from real images that the teachers classify correctly."""

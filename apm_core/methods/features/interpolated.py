@@ -28,6 +28,7 @@ from torch import Tensor
 
 from apm_core.methods.base import Job, Method, require_embedding
 from apm_core.methods.movers import State
+from apm_core.methods.passes import FORWARD, TO_IMAGES, Extent, Passes
 from apm_core.methods.shared.real_classes import RealClasses, siamese
 from apm_core.runtime import streams
 from apm_core.settings.methods.dance import FeatureSettings
@@ -43,6 +44,16 @@ class InterpolatedFeatures(Method):
     """
 
     settings: FeatureSettings
+
+    def passes(self, extent: Extent) -> Passes:
+        """The real images of each class, and its synthetic ones, these also for the calibration.
+
+        What the distance costs beside the networks is left out.
+        """
+        real = self.settings.batch_real * extent.classes
+        views = 2 if self.settings.calibration else 1
+        own = views * Passes(TO_IMAGES * extent.images, extent.classes)
+        return Passes(FORWARD * real, extent.classes) + own
 
     def init(self, job: Job) -> State:
         """Start from real images."""

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from apm_core.methods.base import Job, Method, Shard, Update, require_embedding, require_loss
 from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.movers import Lamb, State
+from apm_core.methods.passes import FORWARD, TO_IMAGES, TRAINED, Extent, Passes
 from apm_core.nets.architectures.frepo_conv import FRePoConv
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
@@ -52,6 +53,16 @@ class FRePo(Method):
     def _rate(self, index: int) -> float:
         share = FLOOR + (1 - FLOOR) * falling(index, self.job.rounds)
         return self.settings.lr_images * share
+
+    def passes(self, extent: Extent) -> Passes:
+        """Real images, distilled ones and their mirrors, and a step of the network.
+
+        The ridge regression beside the networks is left out.
+        """
+        views = 2 if self.settings.flip else 1
+        batch = min(extent.images, LARGEST_BATCH)
+        meta = FORWARD * self.settings.batch_real + TO_IMAGES * views * extent.images
+        return Passes(meta + TRAINED * batch, 3)
 
     def init(self, job: Job) -> State:
         """Real images, centred labels, and a pool of fresh networks of staggered ages."""

@@ -25,6 +25,7 @@ from apm_core.methods.matching.experts import (
 )
 from apm_core.methods.matching.trajectory import InnerTraining
 from apm_core.methods.movers import Momentum, State
+from apm_core.methods.passes import Extent, Passes
 from apm_core.methods.shared.recognised import correct_logits, correct_shard
 from apm_core.settings.methods.datm import DATMSettings
 from apm_core.training.losses.soft_ce import loss as soft_ce
@@ -52,6 +53,10 @@ class DATM(Method):
         self.inner = InnerTraining(settings.steps, settings.batch, recipe.augment)
         labels = Momentum(settings.lr_labels, momentum=settings.momentum_labels)
         self.movers = {**movers_of(settings), "targets": labels}
+
+    def passes(self, extent: Extent) -> Passes:
+        """The inner steps."""
+        return self.inner.passes(extent.images, 0, self.inner.steps)
 
     def init(self, job: Job) -> State:
         """Images, what the experts say about them, and the rate."""

@@ -25,6 +25,7 @@ from apm_core.methods.matching.experts import (
 )
 from apm_core.methods.matching.trajectory import InnerTraining
 from apm_core.methods.movers import State
+from apm_core.methods.passes import FORWARD, Extent, Passes
 from apm_core.settings.methods.mtt import MTTSettings
 from apm_core.training.recipe import Recipe
 
@@ -44,6 +45,11 @@ class MTT(Method):
         require_loss(self.key("recipe.loss"), recipe, loss, labels)
         self.inner = InnerTraining(settings.steps, settings.batch, recipe.augment)
         self.movers = movers_of(settings)
+
+    def passes(self, extent: Extent) -> Passes:
+        """The inner steps, and soft labels of the images."""
+        labels = Passes(FORWARD * extent.images, 1) if self.soft else Passes()
+        return self.inner.passes(extent.images, 0, self.inner.steps) + labels
 
     def init(self, job: Job) -> State:
         """Real images, their classes as labels, and the rate."""

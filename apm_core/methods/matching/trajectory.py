@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import grad, grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from apm_core.methods.passes import TRAINED, TWICE, Passes
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
 from apm_core.runtime.device import Compute
@@ -41,6 +42,12 @@ class InnerTraining:
     steps: int  # N
     batch: int | None  # None: all images
     strategy: str  # augmentation
+
+    def passes(self, images: int, before: float, window: int) -> Passes:
+        """Work of `before` steps on a set of `images`, and of `window` that are differentiated."""
+        batch = min(self.batch or images, images)
+        plain, both = Passes(TRAINED * batch, 1), Passes((TRAINED + TWICE) * batch, 2)
+        return before * plain + window * both
 
     def draw(self, count: int, device: torch.device, *stream: streams.Key) -> list[Step]:
         """Batches of the steps: permutations of the `count` images, one after another."""

@@ -1,5 +1,6 @@
 """The base of coresets: real images of a class in the order in which trained networks rate them."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 
@@ -7,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from apm_core.methods.base import Job, OneShot, Shard
+from apm_core.methods.passes import FORWARD, Extent, Passes
 from apm_core.nets.flat import FlatNet
 from apm_core.settings.methods.coreset import CoresetSettings
 
@@ -22,6 +24,16 @@ class Coreset(OneShot):
     """
 
     settings: CoresetSettings
+
+    def passes(self, extent: Extent) -> Passes:
+        """The training images through each of the networks, at each epoch that is looked at."""
+        looks = self.settings.networks * self.looks
+        return Passes(FORWARD * looks * extent.train, looks * math.ceil(extent.train / BATCH))
+
+    @property
+    def looks(self) -> int:
+        """Epochs after which each network is asked."""
+        return 1
 
     def make(self, job: Job) -> Shard:
         """The images of the shard, class by class."""

@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as crops
 
 from apm_core.data.tiles import Tiles
 from apm_core.methods.base import Job, OneShot, Shard
+from apm_core.methods.passes import FORWARD, Extent, Passes
 from apm_core.methods.selection.coreset import BATCH
 from apm_core.runtime import streams
 from apm_core.settings.methods.rded import RDEDSettings
@@ -34,6 +35,13 @@ class RDED(OneShot):
     """
 
     settings: RDEDSettings
+
+    def passes(self, extent: Extent) -> Passes:
+        """Every view of every candidate through each of the networks."""
+        own = self.settings
+        asked = own.crops * own.networks * extent.classes
+        candidates = min(own.candidates, extent.train // extent.classes)
+        return Passes(FORWARD * asked * candidates, asked * math.ceil(candidates / BATCH))
 
     def make(self, job: Job) -> Shard:
         """The views of the shard, class by class; raises DataError when a class has too few

@@ -74,6 +74,11 @@ class GraNd(EL2N):
     input h, as in DeepCore (Guo, Zhao & Bai, DEXA 2022).
     """
 
+    @property
+    def looks(self) -> int:
+        """Logits and embeddings."""
+        return 2
+
     def make(self, job: Job) -> Shard:
         """Raises ConfigError for networks without an embedding, which the last layer reads."""
         require_embedding(f"methods.{self.name}", job.spec, job.teachers.net.module)
@@ -98,6 +103,11 @@ class Forgetting(Scored):
     infinitely often. Ties, of which there are many, are in the order of the cross-entropy after the
     last of the epochs.
     """
+
+    @property
+    def looks(self) -> int:
+        """The epochs that are watched, and the last of them again."""
+        return self.settings.epochs + 1
 
     def keys(self, job: Job, images: Tensor, c: int) -> list[Tensor]:
         """The mean number of events over the networks, and their mean cross-entropy."""
@@ -128,6 +138,11 @@ class CAD(Scored):
         if first > last:
             raise ConfigError(f"{self.key('window')}: {first} is after {last}: swap them")
         self.epochs = range(first, last + settings.successive)
+
+    @property
+    def looks(self) -> int:
+        """The epochs of the window and of its deviations."""
+        return len(self.epochs)
 
     def keys(self, job: Job, images: Tensor, c: int) -> list[Tensor]:
         """The mean over the networks."""

@@ -1,0 +1,29 @@
+"""The jobs of a run."""
+
+from apm_core.settings.plan import Plan
+from apm_core.settings.training import Pool
+
+
+def jobs(plan: Plan) -> dict[str, int]:
+    """The number of jobs of each stage."""
+    settings, entries = plan.settings, len(plan.entries)
+    ranked = settings.nas.networks > 0
+    return {
+        "prepare": 1,
+        "whitening": 1,
+        "teachers": sum(len(plan.groups(pool)) for pool in pools(plan)),
+        "distill": entries * settings.distill.shards,
+        "merge": entries,
+        "evaluate": entries * len(plan.protocols),
+        "ceiling": len(settings.evaluate.ceiling.architectures),
+        "nas_reference": int(ranked and settings.nas.reference.source == "train"),
+        "nas_proxy": entries * ranked,
+        "nas": entries * ranked,
+        "collect": 1,
+    }
+
+
+def pools(plan: Plan) -> dict[str, Pool]:
+    """The pools that the entries distil from, or that label their sets."""
+    used = {find(entry) for entry in plan.entries for find in (plan.distill_pool, plan.label_pool)}
+    return {name: pool for name, pool in plan.settings.pools.items() if name in used}
