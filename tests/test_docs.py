@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from apm_core.cli.commands import main
 from apm_core.settings.plan import Plan
@@ -17,7 +18,7 @@ from benchmarks.pipeline import config_of
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 PRESETS = sorted((REPO / "presets").glob("*.yaml"))
-TARGET = re.compile(r"results/(?P<dataset>\w+)_ipc(?P<ipc>\d+)\.json")
+TARGET = re.compile(r"results/(?P<dataset>\w+)_ipc(?P<ipc>\d+)(\.continual)?\.json")
 
 
 def stated(page: Path) -> list[str]:
@@ -48,13 +49,18 @@ def test_pages_and_presets_state_commands():
 @pytest.mark.workflow
 @pytest.mark.parametrize("words", commands("snakemake", PAGES))
 def test_a_run_of_the_docs_can_be_planned(words, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/nasbench201_accuracy.csv.gz").touch()  # what its preset tells people to put
+    (tmp_path / "data").mkdir()  # and in it what a preset tells people to put there
+    (tmp_path / "data/nasbench201_accuracy.csv.gz").touch()
+    own = {"ipc": 10, "dataset": {"name": "pets", "source": "folder", "data_dir": "pets"}}
+    (tmp_path / "pets.yaml").write_text(yaml.safe_dump(own))  # as people write it, or `apm fit`
     files = [str(REPO / word) if (REPO / word).is_file() else word for word in words]
     files = [str(REPO / word) if word.startswith("profiles/") else word for word in files]
     command = [sys.executable, "-m", "snakemake", "-n", "--directory", tmp_path]
     done = subprocess.run(
-        [*command, "-s", REPO / "Snakefile", *files], capture_output=True, text=True
+        [*command, "-s", REPO / "Snakefile", *files],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "This was a dry-run" in done.stdout + done.stderr
