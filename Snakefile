@@ -20,7 +20,9 @@ include: "workflow/rules/common.smk"
 
 
 onstart:
-    if workflow.is_main_process and (message := warning(config)):
+    # in a folder where nothing was started yet: whoever goes on with a run knows
+    new = not Path(f"work/{DATASET}/data.zarr.zip").is_file()
+    if workflow.is_main_process and new and (message := warning(config)):
         logger.warning(message)
 
 

@@ -1,8 +1,5 @@
 """CIFAR-100: 50,000 and 10,000 images of 32 x 32 pixels in 100 classes."""
 
-from torchvision.datasets import CIFAR100
-
-from apm_core.data.cifar import read_cifar
 from apm_core.data.dataset import Dataset, PublicSize
 from apm_core.data.request import Request
 
@@ -13,4 +10,8 @@ SIZE = PublicSize(50_000, 10_000, 3, 32, 100)
 
 def read(request: Request) -> Dataset:
     """Read the official files; raises DataError when they are missing or damaged."""
+    from torchvision.datasets import CIFAR100  # takes seconds, which its size is known without
+
+    from apm_core.data.cifar import read_cifar
+
     return read_cifar(CIFAR100, request)
