@@ -14,7 +14,15 @@ from pathlib import Path
 from benchmarks.measure import RESULTS, ROOT, device, machine, show, write
 from benchmarks.pipeline import run_pipeline
 
-TRAINING = ("teachers.", "distill.apm.", "evaluate.", "ceiling.", "nas.reference.", "proxy.")
+TRAINING = (
+    "teachers.",
+    "distill.apm.",
+    "evaluate.",
+    "ceiling.",
+    "nas.reference.",
+    "proxy.",
+    "continual.",
+)
 CLOCK = re.compile(r"(\d\d):(\d\d):(\d\d(?:\.\d+)?) ")
 
 

@@ -89,10 +89,10 @@ def table(results: Mapping[str, Any]) -> Table:
 
 
 def drawn(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
-    """Cells as a table for the terminal; all but the first column are figures."""
+    """Cells as a table for the terminal; all but the first column, of names, are figures."""
     grid = Table(title=title)
     for index, name in enumerate(header):
-        grid.add_column(name, justify="right" if index else "left")
+        grid.add_column(name, justify="right" if index else "left", no_wrap=not index)
     for cells in body:
         grid.add_row(*cells)
     return grid

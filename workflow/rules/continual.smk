@@ -32,7 +32,7 @@ rule continual_curves:
             labels={"dataset": "{dataset}", "images per class": "{ipc}"},
         ),
     log:
-        "logs/{dataset}/continual.ipc{ipc}.log",
+        "logs/{dataset}/continual_curves.ipc{ipc}.log",
     localrule: True
     conda:
         "../../envs/apm.yaml"
