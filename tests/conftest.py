@@ -99,6 +99,20 @@ def ran(monkeypatch):
 
 
 @pytest.fixture
+def example():
+    """Runs code of the docs in a folder, with the library at hand, and returns what it printed."""
+
+    def call(code, folder):
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return call
+
+
+@pytest.fixture
 def resumed(tmp_path):
     """Calls `work(resume, progress)` twice, as two jobs, and returns what the second makes.
 

@@ -1,7 +1,6 @@
 """What a run is for, from a folder of images: a network to take, and a memory of classes."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -68,7 +67,7 @@ def test_a_search_on_a_folder_says_which_network_to_take(finished):
     assert all(f"<code>{arch}</code>" in page for arch in found["pick"])
 
 
-def test_the_chosen_network_can_be_built_as_the_docs_say(finished):
+def test_the_chosen_network_can_be_built_as_the_docs_say(finished, example):
     blocks = re.findall(r"```python\n(.*?)```", (REPO / "docs/uses.md").read_text(), re.DOTALL)
     [code] = [block for block in blocks if "search" in block]
     code = code.replace("pets_ipc10", "signs_ipc2")
@@ -76,15 +75,8 @@ def test_the_chosen_network_can_be_built_as_the_docs_say(finished):
     arch = results["methods"]["apm"]["nas"]["search"]["pick"][0]
     shape = load(finished / "results/signs_ipc2.apm.zarr.zip").shape
     size = sum(p.numel() for p in network(parse(arch), shape, stem=2, cells=1).parameters())
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=finished,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-2:] == [f"{size:,}", "parameters"] and arch in done.stdout
+    text = example(code, finished)
+    assert text.split()[-2:] == [f"{size:,}", "parameters"] and arch in text
 
 
 def test_a_memory_of_classes_on_a_folder(finished):

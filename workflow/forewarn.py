@@ -36,9 +36,8 @@ def line(config: Mapping[str, Any]) -> str | None:
 
     Raises ApmError for a run that cannot start.
     """
-    from apm_core.estimate.jobs import jobs
     from apm_core.estimate.size import size_of
-    from apm_core.estimate.speed import JOB_S, reckoned, told
+    from apm_core.estimate.speed import expected, reckoned, told
     from apm_core.estimate.work import works
     from apm_core.settings.plan import Plan
     from apm_core.settings.run import RunSettings
@@ -47,8 +46,8 @@ def line(config: Mapping[str, Any]) -> str | None:
     size = size_of(plan)
     if size is None:
         return None
-    work, start = list(works(plan, size)), sum(jobs(plan).values()) * JOB_S
-    cpu, gpu = (start + sum(reckoned(device).stages(work).values()) for device in ("cpu", "cuda"))
+    work = list(works(plan, size))
+    cpu, gpu = (sum(expected(reckoned(device), plan, work).values()) for device in ("cpu", "cuda"))
     wanted = plan.settings.compute.device
     own = gpu if wanted.startswith("cuda") or (wanted == "auto" and gpu_here()) else cpu
     if own < HOURS * 3600:

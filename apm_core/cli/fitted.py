@@ -16,6 +16,7 @@ from apm_core.estimate.speed import measured, told
 from apm_core.runtime.device import choose
 from apm_core.runtime.store import atomic_path
 from apm_core.settings import config_files
+from apm_core.settings.run import RunSettings
 
 NOTES = {  # above the sections of the config
     "ipc": "images per class of the distilled set",
@@ -47,12 +48,12 @@ def written(
     """
     if out and out.exists() and not force:
         raise ConfigError(f"{out}: there is such a file: name another, or say --force")
-    found = survey(folder)
+    base = config_files.read([])
+    found = survey(folder, test_fraction=RunSettings.of(base).dataset.test_fraction)
     cores = cores or len(os.sched_getaffinity(0))
     wish = Wish(hours, ipc, tiles, name or named(folder), str(folder), cores)
     torch.set_num_threads(cores)
     compute = choose("cpu", compile="off")
-    base = config_files.read([])
     choice = fit(found, wish, base, lambda shape: measured(shape, compute))
     text = "\n".join(lines(found, wish, choice, out)) + "\n"
     if out is None:

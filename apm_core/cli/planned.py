@@ -8,7 +8,7 @@ import torch
 from apm_core.estimate.disk import disk_bytes
 from apm_core.estimate.jobs import jobs
 from apm_core.estimate.size import size_of
-from apm_core.estimate.speed import JOB_S, measured, reckoned, told
+from apm_core.estimate.speed import expected, measured, reckoned, told
 from apm_core.estimate.work import not_estimated, works
 from apm_core.settings import config_files
 from apm_core.settings.plan import Plan
@@ -23,8 +23,7 @@ def lines(configs: Sequence[Path]) -> Iterator[str]:
     counts = jobs(plan)
     yield f"{'stage':<14}{'jobs':>6}"
     yield from (f"{stage:<14}{count:>6}" for stage, count in counts.items() if count)
-    total = sum(counts.values())
-    yield f"{'in all':<14}{total:>6}"
+    yield f"{'in all':<14}{sum(counts.values()):>6}"
     size = size_of(plan)
     if size is None:
         name = plan.settings.dataset.name
@@ -38,14 +37,11 @@ def lines(configs: Sequence[Path]) -> Iterator[str]:
     torch.set_num_threads(threads)
     cores = f"{threads} core{'s' * (threads > 1)} of this machine"
     work = list(works(plan, size))
-    cpu, gpu = measured().stages(work), reckoned("cuda").stages(work)
+    cpu, gpu = (expected(speed, plan, work) for speed in (measured(), reckoned("cuda")))
     yield f"estimates: {cores} (measured for seconds), a GPU (reckoned, not measured)"
-    own = {"start of jobs": total * JOB_S}
-    for stage in [*cpu, *own]:
-        here, there = cpu.get(stage, own.get(stage)), gpu.get(stage, own.get(stage))
-        yield f"  {stage:<14}{told(here):>10}{told(there):>10}"
-    whole = [told(sum({**one, **own}.values())) for one in (cpu, gpu)]
-    yield f"  {'in all':<14}{whole[0]:>10}{whole[1]:>10}"
+    for stage in cpu:
+        yield f"  {stage:<14}{told(cpu[stage]):>10}{told(gpu[stage]):>10}"
+    yield f"  {'in all':<14}{told(sum(cpu.values())):>10}{told(sum(gpu.values())):>10}"
     yield f"  disk {disk_bytes(plan, size) / 1e9:.2g} GB, and resume files beside it"
     for entry in not_estimated(plan, size):
         yield f"  not estimated: {entry}, whose job logs the hours after two rounds"

@@ -29,14 +29,15 @@ class Survey:
         return len(set(self.sides)) == 1
 
 
-def survey(root: Path, *, test_fraction: float = 0.2, seed: int = 0) -> Survey:
-    """Look at the folder `root` (no archive); sizes and channels are those of a sample.
+def survey(root: Path, *, test_fraction: float) -> Survey:
+    """Look at the folder `root` (no archive), of whose classes `test_fraction` is kept for testing
+    where it has no test images; sizes and channels are those of a sample.
 
     Raises DataError for what is no folder of images, and when no header of the sample can be read.
     """
     if root.is_file():
         raise DataError(f"{root} is a file: unpack it first, and name the folder")
-    train, test = folder.splits(root, test_fraction, seed)
+    train, test = folder.splits(root, test_fraction, seed=0)
     files = list(chain(*train.values(), *test.values()))
     found = [one for one in map(header, _spread(files)) if one]
     if not found:

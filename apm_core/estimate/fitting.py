@@ -12,9 +12,8 @@ from typing import Any
 
 from apm_core.data.survey import Survey
 from apm_core.errors import ConfigError
-from apm_core.estimate.jobs import jobs
 from apm_core.estimate.size import Size
-from apm_core.estimate.speed import JOB_S, Speed
+from apm_core.estimate.speed import Speed, expected
 from apm_core.estimate.work import works
 from apm_core.nets.base import Shape
 from apm_core.settings.plan import Plan
@@ -103,9 +102,7 @@ def fit(
         def tried(level: Level, rounds: int, size: Size = size, speed: Speed = speed) -> Choice:
             config = _config(wish, size, level, tiles, rounds)
             plan = Plan(RunSettings.of(laid_over(base, config)))
-            seconds = speed.stages(works(plan, size))
-            starts = {"start of jobs": sum(jobs(plan).values()) * JOB_S}
-            return Choice(config, speed, seconds | starts)
+            return Choice(config, speed, expected(speed, plan, works(plan, size)))
 
         for level in levels:
             least = tried(level, level.enough)

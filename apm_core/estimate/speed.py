@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from apm_core.data.examples import Examples
+from apm_core.estimate.jobs import jobs
 from apm_core.estimate.work import Work, cost_of
 from apm_core.methods.passes import TRAINED
 from apm_core.nets.base import Shape
 from apm_core.nets.spec import Spec
 from apm_core.runtime.device import PLAIN, Compute, choose, worth_compiling
+from apm_core.settings.plan import Plan
 from apm_core.training.recipe import Recipe
 from apm_core.training.trainer import Trainer
 
@@ -51,6 +53,11 @@ class Speed:
         for work in works:
             found[work.stage] = found.get(work.stage, 0.0) + self.seconds(work)
         return found
+
+
+def expected(speed: Speed, plan: Plan, work: Iterable[Work]) -> dict[str, float]:
+    """Seconds of each stage of the run `plan`, which is `work`, and of the start of its jobs."""
+    return speed.stages(work) | {"start of jobs": JOB_S * sum(jobs(plan).values())}
 
 
 def told(seconds: float) -> str:
