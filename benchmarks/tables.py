@@ -4,11 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from apm_core.report import continual as continual_report
+from apm_core.report.published import published
 from apm_core.report.table import markdown as results
+from apm_core.report.table import shown
 from benchmarks.gpu.record import asked_and_measured
 
 OURS = "apm_plus"
 CONTROL = "random_plus"  # real images with the same labels and recipe
+TILES = "_tiles"  # ends the names of entries whose images are tiles
 
 
 def rows(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -113,6 +116,17 @@ def versus(report: dict[str, Any]) -> str:
     return rows([f"{report['precision']}, images/s", before, after, "ratio"], lines)
 
 
+def decoding(report: dict[str, Any]) -> str:
+    """Images a second of each way to decode files, and how many times Pillow alone."""
+    files, side = report["files"], report["side"]
+    header = f"{files['width']}x{files['height']} JPEGs to {side}x{side}, images/s"
+    lines = [
+        [row["way"], f"{row['images/s']:,.0f}", f"{row['x Pillow']['median']:.2f}x"]
+        for row in report["rows"]
+    ]
+    return rows([header, "", ""], lines)
+
+
 def overhead(report: dict[str, Any]) -> str:
     """Where the quick start's wall time goes."""
     header = ["jobs", "wall, s", "training, s", "outside, %"]
@@ -200,6 +214,35 @@ def summary(*reports: dict[str, Any]) -> str:
     return rows(header, lines)
 
 
+def published_size(*reports: dict[str, Any]) -> str:
+    """For each run: `OURS` and its control, as plain pixels and as tiles, beside the best that a
+    paper states in that form, and the full data.
+    """
+
+    def best(report: dict[str, Any], form: str) -> str:
+        run = report["run"]
+        known = [
+            one
+            for one in published(run["settings"]["dataset"]["source"])
+            if one.ipc == run["ipc"] and one.method.endswith(TILES) == bool(form)
+        ]
+        first = max(known, key=lambda one: one.accuracy)
+        return f"{first.method.removesuffix(TILES)}: {first.accuracy}"
+
+    lines = []
+    for report in reports:
+        run, methods = report["run"], report["methods"]
+        cells = [f"{run['settings']['dataset']['source']}, {run['ipc']} per class"]
+        for form in ("", TILES):
+            scores = (methods.get(name + form, {"accuracy": {}}) for name in (OURS, CONTROL))
+            cells += [shown(one["accuracy"].get("convnet")) for one in scores]
+            cells.append(best(report, form))
+        lines.append([*cells, shown(report["ceiling"].get("convnet"))])
+    names = (OURS, "real images", "best published")
+    tiled = ("as tiles: " + names[0], *names[1:])
+    return rows(["images", *names, *tiled, "full data"], lines)
+
+
 TABLES: dict[str, Callable[..., str]] = {
     table.__name__: table
     for table in (
@@ -207,11 +250,13 @@ TABLES: dict[str, Callable[..., str]] = {
         asked,
         chaos,
         continual,
+        decoding,
         gradients,
         overhead,
         peaks,
         precisions,
         product,
+        published_size,
         seconds,
         side_by_side,
         steps,

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from apm_core import distilled, methods
+from apm_core.data.images import ImageForm, decode
 from apm_core.errors import ConfigError
 from apm_core.nets import nasbench201
 from apm_core.runtime.device import Compute
@@ -21,6 +22,7 @@ from apm_core.settings.product import Product
 from benchmarks import (
     budget,
     chaos,
+    decoding,
     docs,
     headline,
     measure,
@@ -70,6 +72,23 @@ def test_the_summary_names_the_best_system_that_is_neither_ours_nor_real_images(
     assert tables.summary(few).splitlines()[-1] == (
         "| 1 per class | 41.0 ± 0.5 | dc: 30.0 ± 0.5 | 40.0 ± 0.5 | 80.0 ± 0.5 |"
     )
+
+
+def test_a_published_number_stands_beside_ours_of_the_same_form():
+    forms = {"apm_plus": 60.0, "apm_plus_tiles": 70.0, "random_plus_tiles": 55.0}
+    report = result(10, **forms, full=85.0)
+    report["run"]["settings"] = {"dataset": {"source": "cifar10"}}
+    assert tables.published_size(report).splitlines()[-1] == (
+        "| cifar10, 10 per class | 60.0 ± 0.5 |  | at_bptt: 70.6"
+        " | 70.0 ± 0.5 | 55.0 ± 0.5 | ncfm: 71.8 | 85.0 ± 0.5 |"
+    )
+
+
+def test_both_ways_to_decode_give_the_same_images(tmp_path):
+    paths = decoding.pictures(tmp_path, 3, decoding.QUICK_SIZE)
+    ours = decode(paths, ImageForm(resolution=decoding.SIDE))
+    assert np.array_equal(decoding.by_pillow(paths), ours)
+    assert len({image.tobytes() for image in ours}) == 3
 
 
 def test_a_picture_has_a_column_for_each_class():

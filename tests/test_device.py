@@ -57,7 +57,8 @@ def double(x):
 def test_cpu_is_chosen_where_there_is_no_gpu(no_cuda):
     for name in ("auto", "cpu"):
         compute = choose(name, "float32")
-        assert compute == Compute(CPU, "float32", "auto", report=choose.__defaults__[3])
+        plain = Compute(CPU, "float32", "auto", kernels=True, report=choose.__defaults__[3])
+        assert compute == plain
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])

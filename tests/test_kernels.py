@@ -1,7 +1,8 @@
-"""The Triton pass behind a convolution against the plain layers.
+"""The kernels behind a convolution against the plain layers.
 
-The same tests run on a GPU, and on the CPU by Triton's interpreter. Triton reads the variable that
-asks for the interpreter when it is imported, so those run in a process of their own.
+The same tests run on a GPU or a CPU, whichever is there, and on the CPU by Triton's interpreter.
+Triton reads the variable that asks for the interpreter when it is imported, so those run in a
+process of their own.
 """
 
 import os
@@ -14,21 +15,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from apm_core.nets import kernels
 from apm_core.nets.architectures.convnet import ConvNet
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
-from apm_core.nets.kernels import available, norm_relu_pool
+from apm_core.nets.kernels import cpu, norm_relu_pool
 from apm_core.runtime.device import Graphs
 from apm_core.runtime.streams import generator, seeded
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+ON_A_GPU = not INTERPRETED and torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_A_GPU else "cpu")
 TRITON = find_spec("triton") is not None
 
-ON_A_GPU = not INTERPRETED and torch.cuda.is_available() and available(DEVICE)
-
-runs = pytest.mark.skipif(not ON_A_GPU and not INTERPRETED, reason="no GPU with bf16, or no triton")
-on_a_gpu = pytest.mark.skipif(not ON_A_GPU, reason="no GPU with bf16, or no triton")
+WHY_NOT = None if INTERPRETED else kernels.why_not(DEVICE)
+runs = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+on_a_gpu = pytest.mark.skipif(not ON_A_GPU or WHY_NOT is not None, reason=WHY_NOT or "no GPU")
 compiling = pytest.mark.skipif(INTERPRETED or not TRITON, reason="triton is not installed")
 
 SHAPES = [
@@ -42,6 +44,16 @@ SHAPES = [
 ]
 # the last rounding; that of the interpreter is a truncation
 DTYPES = {torch.float32: 0.0, torch.bfloat16: 2.0**-7 if INTERPRETED else 2.0**-8}
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    """The code for GPUs works in the memory of the CPU."""
+    if INTERPRETED:
+        from apm_core.nets.kernels import gpu
+
+        monkeypatch.setattr(kernels, "code", lambda _: gpu)
+        monkeypatch.setattr(kernels, "why_not", lambda _: None)
 
 
 def case(shape, dtype, seed=0):
@@ -168,20 +180,55 @@ def test_a_scale_of_other_channels_is_refused():
         norm_relu_pool(torch.zeros(1, 3, 4, 4), torch.ones(2), torch.zeros(3))
 
 
-def test_is_not_for_cpus():
-    assert not available(torch.device("cpu"))
+@runs
+def test_on_a_cpu_only_maps_beyond_its_cache_are_worth_it():
+    worth = torch.empty(kernels.LEAST, dtype=torch.bfloat16, device=DEVICE)
+    assert kernels.pays(worth) and kernels.pays(worth.float())
+    assert kernels.pays(worth[1:]) == ON_A_GPU
+    assert not kernels.pays(worth.double())
+
+
+@runs
+@pytest.mark.skipif(INTERPRETED or ON_A_GPU, reason="of the code for CPUs")
+@pytest.mark.parametrize("shape", [(5, 16, 6, 6), (1, 130, 9, 4)], ids=str)
+def test_the_number_of_threads_does_not_matter(shape):
+    given, found = case(shape, torch.bfloat16), []
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(both_ways(norm_relu_pool, *given))
+    torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert_exact(found[0], given, DTYPES[torch.bfloat16])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="of the code for CPUs")
+@pytest.mark.parametrize("error", [RuntimeError("no  compiler\nfound"), OSError("noexec")])
+def test_without_its_code_a_network_keeps_plain_layers_and_says_so(monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cpu, "library", fail)
+    cpu.why_not.cache_clear()
+    net, notes = FlatNet(ConvNet(Shape(3, 16, 4), width=8, depth=2)), []
+    net.use_kernels(True, notes.append)
+    cpu.why_not.cache_clear()
+    assert not net.module.kernels
+    text = " ".join(str(error).split())
+    assert notes == [f"norm, ReLU and pooling run in plain layers, slower: {text}"]
 
 
 @runs
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_a_network_with_the_kernel_equals_the_plain_one(precision):
+def test_a_network_with_the_kernel_equals_the_plain_one(precision, monkeypatch):
+    monkeypatch.setattr(kernels, "LEAST", 4 * 8 * 16**2)  # the first of its two maps
     with seeded("kernel"):
         net = FlatNet(ConvNet(Shape(3, 16, 4), width=8, depth=2).to(DEVICE))
     images = torch.randn(4, 3, 16, 16, generator=generator("images")).to(DEVICE)
     bf16 = precision == "bf16"
     found = []
-    for kernels in (False, True):
-        net.use_kernels(kernels)
+    for wanted in (False, True):
+        net.use_kernels(wanted)
         with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=bf16):
             out = net.module(images)
         found.append((out.detach().float(), net.gradient(out.float().square().sum())))
@@ -225,12 +272,12 @@ def test_is_accepted_by_the_compiler_for_gpus(kernel, capability, tmp_path, monk
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from apm_core.nets.kernels import passes
+    from apm_core.nets.kernels import gpu
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    sizes = passes.sizes(torch.empty(1, 48, 36, 36))
+    sizes = gpu.sizes(torch.empty(1, 48, 36, 36))
     options = {"num_warps": sizes.pop("num_warps")}
-    kernel = getattr(passes, kernel)
+    kernel = getattr(gpu, kernel)
     maps = {"x", "out", "grad", "grad_x"}
     types = {name: "*bf16" if name in maps else "*fp32" for name in kernel.arg_names}
     types |= {"eps": "fp32"} | dict.fromkeys(sizes, "constexpr")

@@ -4,11 +4,14 @@ A snapshot is then a single copy, a teacher is loaded by a single copy, and an o
 network in one kernel instead of one per parameter.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from apm_core.errors import ConfigError
+from apm_core.nets import kernels
 
 
 class FlatNet:
@@ -63,12 +66,16 @@ class FlatNet:
         """Whether the module draws random numbers when it is trained."""
         return any(isinstance(one, nn.Dropout) and one.p > 0 for one in self.module.modules())
 
-    def use_kernels(self, wanted: bool) -> None:
+    def use_kernels(self, wanted: bool, report: Callable[[str], None] = lambda _: None) -> None:
         """Let the module's blocks run in kernels of our own, where it has such; these have no
-        second derivatives.
+        second derivatives. Where they cannot run, `report` receives why, and plain layers stay.
         """
-        if hasattr(self.module, "kernels"):
-            self.module.kernels = wanted
+        if not hasattr(self.module, "kernels"):
+            return
+        reason = kernels.why_not(self.vector.device) if wanted else None
+        if reason:
+            report(f"norm, ReLU and pooling run in plain layers, slower: {reason}")
+        self.module.kernels = wanted and not reason
 
     def __call__(self, x: Tensor) -> Tensor:
         """The module's output for `x`."""

@@ -21,14 +21,14 @@ class Published:
     source: str
 
 
-def published(dataset: str, methods: Iterable[str]) -> list[Published]:
-    """What papers state of `methods` on a data set by its source's name; empty where nothing is
-    known of it.
+def published(dataset: str, methods: Iterable[str] | None = None) -> list[Published]:
+    """What papers state of `methods`, or (None) of all, on a data set by its source's name; empty
+    where nothing is known of it.
     """
-    wanted, found = set(methods), []
+    wanted, found = None if methods is None else set(methods), []
     for table in tomllib.loads(FILE.read_text(encoding="utf-8"))["tables"]:
         for method, accuracies in table.get(dataset, {}).items():
-            if method not in wanted:
+            if wanted is not None and method not in wanted:
                 continue
             for ipc, accuracy in accuracies.items():
                 size = 4 * int(ipc) * public_size(dataset).values

@@ -90,9 +90,7 @@ class Compute:
         a CPU others (ViT, AlexNet) are slower compiled than plain. The decision depends on the
         planned work only, never on a clock, so that a resumed run takes the same path.
         """
-        worth = worth_compiling(self.device.type, flops, steps, fuses=fuses)
-        wanted = self.compile == "on" or (self.compile == "auto" and worth)
-        if not wanted:
+        if not self._worth(flops, steps, fuses):
             return function
         if self.device.type == "cpu" and not _compiler():
             self.report(
@@ -101,6 +99,17 @@ class Compute:
             )
             return function
         return _WithFallback(function, self.report)
+
+    def wants_kernels(self, *, flops: float, steps: int, fuses: bool = True) -> bool:
+        """Whether networks run in kernels of our own: on a CPU, where they are compiled too, if the
+        work is worth it.
+        """
+        there = self.device.type != "cpu" or self._worth(flops, steps, fuses)
+        return self.kernels and there
+
+    def _worth(self, flops: float, steps: int, fuses: bool) -> bool:
+        worth = worth_compiling(self.device.type, flops, steps, fuses=fuses)
+        return self.compile == "on" or (self.compile == "auto" and worth)
 
 
 def worth_compiling(device: str, flops: float, steps: float, *, fuses: bool = True) -> bool:
@@ -256,16 +265,16 @@ def choose(
     report: Callable[[str], None] = lambda _: None,
     *,
     deterministic: bool = False,
-    kernels: bool = False,
+    kernels: bool | None = None,
     side_by_side: int = 1,
 ) -> Compute:
     """Resolve the settings on this machine, and set up the process for them.
 
     "auto" takes the first GPU if there is one, and bf16 where the hardware multiplies in bf16. A
     wish for bf16 on hardware without it falls back to float32 with a note. `deterministic` chooses
-    operations that give the same bits every time; on a CPU all do. `kernels` and
-    `side_by_side`, trainings at once, are for a GPU. Raises ConfigError for a device that is not
-    there.
+    operations that give the same bits every time; on a CPU all do. `kernels` of our own are used on
+    a CPU (None) or as told; `side_by_side`, trainings at once, is for a GPU. Raises ConfigError for
+    a device that is not there.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -282,9 +291,11 @@ def choose(
         report(f"compute.precision: this {chosen.type} has no bf16 arithmetic: using float32")
     resolved = "bf16" if able and precision in ("auto", "bf16") else "float32"
     graphs = chosen.type == "cuda" and compile != "off"
-    if chosen.type == "cpu":
-        kernels, side_by_side = False, 1
-    return Compute(chosen, resolved, compile, graphs, kernels, side_by_side, report)
+    on_cpu = chosen.type == "cpu"
+    kernels = on_cpu if kernels is None else kernels
+    return Compute(
+        chosen, resolved, compile, graphs, kernels, 1 if on_cpu else side_by_side, report
+    )
 
 
 def _set_up_gpu(device: torch.device, deterministic: bool) -> torch.device:

@@ -21,8 +21,10 @@ class ComputeSettings(Section):
         "auto: when a job is long enough to earn it back (quote on and off: YAML reads them as"
         " true and false)",
     )
-    kernels: bool = setting(
-        False, "on a GPU: norm, ReLU and pooling of a ConvNet in one kernel of our own (Triton)"
+    kernels: bool | None = setting(
+        None,
+        "norm, ReLU and pooling of a ConvNet in one kernel of our own, in C++ on a CPU, in Triton"
+        " on a GPU; null: on a CPU",
     )
     side_by_side: Count = setting(
         1, "on a GPU: trainings of one job at once (teachers, evaluation, NAS), each in own memory"

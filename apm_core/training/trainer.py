@@ -153,7 +153,6 @@ class Trainer:
     ) -> None:
         self.net, self.recipe, self.compute, self.examples = net, recipe, compute, examples
         device, count = compute.device, len(examples.targets)
-        net.use_kernels(compute.kernels)
         self.draws = net.draws
         self.velocity = torch.zeros_like(net.vector)
         self.moments = Moments.at_rest(net.vector) if recipe.optimizer != "sgd" else None
@@ -183,6 +182,7 @@ class Trainer:
             "steps": passes * math.ceil(count / recipe.batch),
             "fuses": net.fuses,
         }
+        net.use_kernels(compute.wants_kernels(**work), compute.report)
         self._forward = compute.compiled(forward, **work)
         self._label = compute.compiled(label, **work) if label else None
         self._descend = _descent(recipe, net, self.velocity, self.moments, self.rate)

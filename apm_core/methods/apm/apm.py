@@ -122,13 +122,14 @@ class APM(Method):
         self.trainer = Trainer(student, self.recipe, compute, self.examples, networks=networks)
         self.critic = pool.spec.network(device)  # holds one checkpoint of the student
         self.critic.module.eval().requires_grad_(False)
-        self.critic.use_kernels(compute.kernels)
         images, checkpoints = (job.rounds + 1) * count, len(self.keep)
         work = {
             "flops": 3.0 * forward_flops(self.critic, shape.image, compute) * images * checkpoints,
             "steps": (job.rounds + 1) * checkpoints * math.ceil(count / self.segment),
             "fuses": self.critic.fuses,
         }
+        for net in (self.critic, pool.net):
+            net.use_kernels(compute.wants_kernels(**work), compute.report)
         self._distance = compute.compiled(
             _distance_of(self.critic, compute, settings.logarithm), **work
         )

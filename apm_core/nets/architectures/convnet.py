@@ -71,11 +71,16 @@ class ConvNet(nn.Module):
         return maps.flatten(1)  # (N, width, s, s) -> (N, width * s * s)
 
     def _features_by_kernels(self, x: Tensor) -> Tensor:
-        from apm_core.nets.kernels import norm_relu_pool
+        from apm_core.nets.kernels import norm_relu_pool, pays
 
         x = x.contiguous(memory_format=torch.channels_last)
-        for conv, norm in zip(self.features[0::4], self.features[1::4], strict=True):
-            x = norm_relu_pool(conv(x), norm.weight, norm.bias, norm.eps)
+        for at in range(0, len(self.features), 4):
+            conv, norm, relu, pool = self.features[at : at + 4]
+            x = conv(x)
+            if pays(x):
+                x = norm_relu_pool(x, norm.weight, norm.bias, norm.eps)
+            else:
+                x = pool(relu(norm(x)))
         return x
 
     def forward(self, x: Tensor) -> Tensor:

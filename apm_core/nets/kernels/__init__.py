@@ -1,22 +1,38 @@
-"""What stands behind the convolution of a block in one pass over memory, for GPUs.
+"""What stands behind the convolution of a block, with one reading of its map from memory.
 
-Off by default (`compute.kernels`) until it has been measured on a card.
+In C++ for CPUs. In Triton for GPUs, where it is off by default (`compute.kernels`) until it has
+been measured on a card.
 """
 
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+# Values of a map from which reading it once pays on a CPU: 8 MiB in bf16, more than a core's own
+# cache holds. Smaller ones are faster in compiled plain layers.
+LEAST = 1 << 22
 
-def available(device: torch.device) -> bool:
-    """Whether `norm_relu_pool` runs on `device`: a GPU that multiplies in bf16, and triton."""
-    return (
-        device.type == "cuda"
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-        and find_spec("triton") is not None
-    )
+
+def why_not(device: torch.device) -> str | None:
+    """Why `norm_relu_pool` does not run on `device`, or None: a CPU needs a C++ compiler, a GPU
+    bf16 and triton.
+    """
+    if device.type == "cpu":
+        return code(device).why_not()
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the GPU does not multiply in bf16"
+    return None if find_spec("triton") else "triton is not installed"
+
+
+def pays(x: Tensor) -> bool:
+    """Whether `norm_relu_pool` of `x` is as fast as compiled plain layers, by its size alone, so
+    that a resumed run takes the same path.
+    """
+    reads = x.dtype in (torch.bfloat16, torch.float32)
+    return reads and (x.device.type != "cpu" or x.numel() >= LEAST)
 
 
 def norm_relu_pool(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -> Tensor:
@@ -47,14 +63,21 @@ def norm_relu_pool(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -
     return _forward(x, scale, shift, eps)[0]
 
 
+def code(device: torch.device) -> ModuleType:
+    """The module whose `forward` and `backward` work in the memory of `device`."""
+    if device.type == "cpu":
+        from apm_core.nets.kernels import cpu as found
+    else:
+        from apm_core.nets.kernels import gpu as found  # imports triton
+    return found
+
+
 # Opaque operators rather than traced ones: they are the same plain, compiled and captured.
 @torch.library.custom_op("apm::norm_relu_pool", mutates_args=())
 def _forward(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The pooled result, and mean and rstd (N, C) in float32 for the backward."""
-    from apm_core.nets.kernels import passes
-
     results = _results(x)
-    passes.forward(x, scale, shift, eps, *results)
+    code(x.device).forward(x, scale, shift, eps, *results)
     return results
 
 
@@ -73,10 +96,8 @@ def _backward(
     x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, rstd: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, and of scale and shift for each image, (N, C) in float32."""
-    from apm_core.nets.kernels import passes
-
     gradients = _gradients(x)
-    passes.backward(x, scale, shift, mean, rstd, grad, *gradients)
+    code(x.device).backward(x, scale, shift, mean, rstd, grad, *gradients)
     return gradients
 
 
