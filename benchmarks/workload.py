@@ -80,12 +80,16 @@ def job(
 def variants(compute: Compute) -> dict[str, Compute]:
     """The ways of this device to compute, by name; the last is the default.
 
-    Nothing compiled where `compute` is not to be, nothing captured where it does not capture.
+    Nothing compiled where `compute` is not to be, nothing captured where it does not capture, no
+    kernels of our own where it has none.
     """
     paths = {}
     for precision in dict.fromkeys(("float32", compute.precision)):
         plain = replace(compute, precision=precision, compile="off", graphs=False, kernels=False)
         paths[precision] = plain
         if compute.compile != "off":
-            paths[f"{precision}, compiled"] = replace(plain, compile="on", graphs=compute.graphs)
+            compiled = replace(plain, compile="on", graphs=compute.graphs)
+            paths[f"{precision}, compiled"] = compiled
+            if compute.kernels:
+                paths[f"{precision}, own kernels"] = replace(compiled, kernels=True)
     return paths

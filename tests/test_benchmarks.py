@@ -183,6 +183,9 @@ def test_the_default_path_is_the_last_of_the_variants(cpu):
     both = variants(Compute(cpu.device, "bf16"))
     assert list(both) == ["float32", "float32, compiled", "bf16", "bf16, compiled"]
     assert both["bf16, compiled"].compile == "on"
+    own = variants(Compute(cpu.device, kernels=True))
+    assert list(own) == ["float32", "float32, compiled", "float32, own kernels"]
+    assert [path.kernels for path in own.values()] == [False, False, True]
 
 
 def test_both_image_updates_are_the_same_gradient(cpu):

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -59,6 +60,18 @@ def test_cpu_is_chosen_where_there_is_no_gpu(no_cuda):
         compute = choose(name, "float32")
         plain = Compute(CPU, "float32", "auto", kernels=True, report=choose.__defaults__[3])
         assert compute == plain
+
+
+def test_kernels_of_our_own_are_used_on_a_cpu_where_it_compiles(no_cuda):
+    assert choose("cpu").kernels and not choose("cpu", kernels=False).kernels
+    small, large = {"flops": 1.0, "steps": 1}, {"flops": 1e15, "steps": 1}
+    auto = Compute(CPU, kernels=True)
+    assert auto.wants_kernels(**large) and not auto.wants_kernels(**small)
+    assert not auto.wants_kernels(**large, fuses=False)
+    assert replace(auto, compile="on").wants_kernels(**small)
+    assert not replace(auto, compile="off").wants_kernels(**large)
+    assert not replace(auto, kernels=False).wants_kernels(**large)
+    assert Compute(torch.device("cuda"), kernels=True).wants_kernels(**small)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
