@@ -215,12 +215,11 @@ def summary(*reports: dict[str, Any]) -> str:
 
 
 def published_size(*reports: dict[str, Any]) -> str:
-    """For each run: `OURS` and its control, as plain pixels and as tiles, beside the best that a
-    paper states in that form, and the full data.
+    """For each run: `OURS` and its control beside the best that a paper states, in each form that
+    a run has, plain pixels or tiles; and the full data.
     """
 
-    def best(report: dict[str, Any], form: str) -> str:
-        run = report["run"]
+    def best(run: dict[str, Any], form: str) -> str:
         known = [
             one
             for one in published(run["settings"]["dataset"]["source"])
@@ -229,18 +228,22 @@ def published_size(*reports: dict[str, Any]) -> str:
         first = max(known, key=lambda one: one.accuracy)
         return f"{first.method.removesuffix(TILES)}: {first.accuracy}"
 
+    forms = [
+        form for form in ("", TILES) if any(OURS + form in report["methods"] for report in reports)
+    ]
     lines = []
     for report in reports:
         run, methods = report["run"], report["methods"]
         cells = [f"{run['settings']['dataset']['source']}, {run['ipc']} per class"]
-        for form in ("", TILES):
+        for form in forms:
             scores = (methods.get(name + form, {"accuracy": {}}) for name in (OURS, CONTROL))
             cells += [shown(one["accuracy"].get("convnet")) for one in scores]
-            cells.append(best(report, form))
+            cells.append(best(run, form))
         lines.append([*cells, shown(report["ceiling"].get("convnet"))])
-    names = (OURS, "real images", "best published")
-    tiled = ("as tiles: " + names[0], *names[1:])
-    return rows(["images", *names, *tiled, "full data"], lines)
+    header = ["images"]
+    for form in forms:
+        header += [f"{OURS}, as tiles" if form else OURS, "real images", "best published"]
+    return rows([*header, "full data"], lines)
 
 
 TABLES: dict[str, Callable[..., str]] = {
