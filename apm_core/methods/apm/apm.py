@@ -128,8 +128,8 @@ class APM(Method):
             "steps": (job.rounds + 1) * checkpoints * math.ceil(count / self.segment),
             "fuses": self.critic.fuses,
         }
-        for net in (self.critic, pool.net):
-            net.use_kernels(compute.wants_kernels(**work), compute.report)
+        # not the teachers' network: the start is selected with it in plain float32
+        self.critic.use_kernels(compute.wants_kernels(**work), compute.report)
         self._distance = compute.compiled(
             _distance_of(self.critic, compute, settings.logarithm), **work
         )
