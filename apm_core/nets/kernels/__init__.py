@@ -64,7 +64,9 @@ def norm_relu_pool(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-5) -
 
 
 def code(device: torch.device) -> ModuleType:
-    """The module whose `forward` and `backward` work in the memory of `device`."""
+    """The module whose `forward` and `backward` work in the memory of `device`. They read maps that
+    lie channels last, and contiguous vectors.
+    """
     if device.type == "cpu":
         from apm_core.nets.kernels import cpu as found
     else:
@@ -77,7 +79,7 @@ def code(device: torch.device) -> ModuleType:
 def _forward(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """The pooled result, and mean and rstd (N, C) in float32 for the backward."""
     results = _results(x)
-    code(x.device).forward(x, scale, shift, eps, *results)
+    code(x.device).forward(_last(x), scale.contiguous(), shift.contiguous(), eps, *results)
     return results
 
 
@@ -97,8 +99,15 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, and of scale and shift for each image, (N, C) in float32."""
     gradients = _gradients(x)
-    code(x.device).backward(x, scale, shift, mean, rstd, grad, *gradients)
+    code(x.device).backward(
+        *(_last(x), scale.contiguous(), shift.contiguous(), mean, rstd, _last(grad), *gradients)
+    )
     return gradients
+
+
+def _last(maps: Tensor) -> Tensor:
+    """The maps (N, C, H, W) channels last in memory."""
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 @_backward.register_fake

@@ -55,7 +55,7 @@ inline Floats where(Words condition, Floats one, Floats other) {
 }
 
 struct Size {
-    int64_t channels, height, width;
+    int64_t threads, images, channels, height, width;
 };
 
 // a block of `blocks` vectors of channels, of which the last has `last` values
@@ -105,15 +105,24 @@ struct Block {
         }
     }
 
+    // y = slope * (x - middle) + offset, the norm of a pixel
+    struct Affine {
+        Floats middle[blocks], slope[blocks], offset[blocks];
+
+        Affine(const Block& block, const float* scale, const float* shift, const float* mean,
+               const float* rstd) {
+            for (int b = 0; b < blocks; b++) {
+                middle[b] = block.of(mean, b);
+                slope[b] = block.of(rstd, b) * block.of(scale, b);
+                offset[b] = block.of(shift, b);
+            }
+        }
+    };
+
     void forward(const T* x, const float* scale, const float* shift, float eps, T* out,
                  float* mean, float* rstd) const {
         moments(x, eps, mean, rstd);
-        Floats middle[blocks], slope[blocks], offset[blocks];
-        for (int b = 0; b < blocks; b++) {
-            middle[b] = of(mean, b);
-            slope[b] = of(rstd, b) * of(scale, b);
-            offset[b] = of(shift, b);
-        }
+        const Affine to(*this, scale, shift, mean, rstd);
         const int64_t down = size.width * size.channels;
         for (int64_t row = 0; row < size.height / 2; row++)
             for (int64_t column = 0; column < size.width / 2; column++, out += size.channels) {
@@ -121,7 +130,8 @@ struct Block {
                 for (int b = 0; b < blocks; b++) {
                     Floats total = {};
                     for (int64_t step : {int64_t(0), size.channels, down, down + size.channels}) {
-                        Floats y = (at(pixel + step, b) - middle[b]) * slope[b] + offset[b];
+                        Floats centred = at(pixel + step, b) - to.middle[b];
+                        Floats y = centred * to.slope[b] + to.offset[b];
                         total += where((Words)(y < 0), Floats{}, y);
                     }
                     store<whole>(out + b * LANES, total * 0.25f, last);
@@ -132,15 +142,10 @@ struct Block {
     void backward(const T* x, const float* scale, const float* shift, const float* mean,
                   const float* rstd, const T* grad, T* grad_x, float* grad_scale,
                   float* grad_shift) const {
-        Floats middle[blocks], slope[blocks], offset[blocks];
-        for (int b = 0; b < blocks; b++) {
-            middle[b] = of(mean, b);
-            slope[b] = of(rstd, b) * of(scale, b);
-            offset[b] = of(shift, b);
-        }
+        const Affine to(*this, scale, shift, mean, rstd);
         // of y at a pixel, whose distance from the mean is `centred`
         auto gradient = [&](Floats centred, Floats quarter, int b) {
-            return where((Words)(centred * slope[b] + offset[b] <= 0), Floats{}, quarter);
+            return where((Words)(centred * to.slope[b] + to.offset[b] <= 0), Floats{}, quarter);
         };
         Floats plain[blocks] = {}, weighted[blocks] = {};
         const int64_t down = size.width * size.channels;
@@ -153,7 +158,7 @@ struct Block {
                 for (int b = 0; b < blocks; b++) {
                     Floats quarter = at(pooled, b) * 0.25f;
                     for (int64_t step : {int64_t(0), size.channels, down, down + size.channels}) {
-                        Floats centred = at(pixel + step, b) - middle[b];
+                        Floats centred = at(pixel + step, b) - to.middle[b];
                         Floats g = gradient(centred, quarter, b);
                         sum[b] += g;
                         product[b] += g * centred;
@@ -164,7 +169,7 @@ struct Block {
         }
         Floats level[blocks], tilt[blocks];
         for (int b = 0; b < blocks; b++) {
-            Floats inverse = of(rstd, b), share = slope[b] / float(size.height * size.width);
+            Floats inverse = of(rstd, b), share = to.slope[b] / float(size.height * size.width);
             weighted[b] *= inverse;
             level[b] = plain[b] * share;
             tilt[b] = weighted[b] * share * inverse;
@@ -177,11 +182,11 @@ struct Block {
                 const bool counts = row < 2 * rows && column < 2 * columns;
                 const T* pooled = grad + (row / 2 * columns + column / 2) * size.channels;
                 for (int b = 0; b < blocks; b++) {
-                    Floats centred = at(x + place, b) - middle[b];
+                    Floats centred = at(x + place, b) - to.middle[b];
                     Floats g = {};
                     if (counts) g = gradient(centred, at(pooled, b) * 0.25f, b);
                     store<whole>(grad_x + place + b * LANES,
-                                 slope[b] * g - level[b] - centred * tilt[b], last);
+                                 to.slope[b] * g - level[b] - centred * tilt[b], last);
                 }
             }
     }
@@ -189,9 +194,9 @@ struct Block {
 
 // calls `work` on every block of channels of every image, images side by side
 template <typename T, typename Work>
-void each(int64_t threads, int64_t images, const Size& size, Work work) {
-#pragma omp parallel for schedule(static) num_threads(int(threads))
-    for (int64_t image = 0; image < images; image++) {
+void each(const Size& size, Work work) {
+#pragma omp parallel for schedule(static) num_threads(int(size.threads))
+    for (int64_t image = 0; image < size.images; image++) {
         int64_t c = 0;
         for (; c + 8 * LANES <= size.channels; c += 8 * LANES)
             work(Block<T, 8, true>{size, LANES}, image, c);
@@ -205,11 +210,11 @@ void each(int64_t threads, int64_t images, const Size& size, Work work) {
 }
 
 template <typename T>
-void forward(int64_t threads, int64_t images, const Size& size, const T* x, const float* scale, const float* shift,
-             float eps, T* out, float* mean, float* rstd) {
+void forward(const Size& size, const T* x, const float* scale, const float* shift, float eps,
+             T* out, float* mean, float* rstd) {
     const int64_t map = size.channels * size.height * size.width;
     const int64_t pooled = size.channels * (size.height / 2) * (size.width / 2);
-    each<T>(threads, images, size, [&](auto block, int64_t image, int64_t c) {
+    each<T>(size, [&](auto block, int64_t image, int64_t c) {
         const int64_t channel = image * size.channels + c;
         block.forward(x + image * map + c, scale + c, shift + c, eps, out + image * pooled + c,
                       mean + channel, rstd + channel);
@@ -217,12 +222,12 @@ void forward(int64_t threads, int64_t images, const Size& size, const T* x, cons
 }
 
 template <typename T>
-void backward(int64_t threads, int64_t images, const Size& size, const T* x, const float* scale, const float* shift,
+void backward(const Size& size, const T* x, const float* scale, const float* shift,
               const float* mean, const float* rstd, const T* grad, T* grad_x, float* grad_scale,
               float* grad_shift) {
     const int64_t map = size.channels * size.height * size.width;
     const int64_t pooled = size.channels * (size.height / 2) * (size.width / 2);
-    each<T>(threads, images, size, [&](auto block, int64_t image, int64_t c) {
+    each<T>(size, [&](auto block, int64_t image, int64_t c) {
         const int64_t channel = image * size.channels + c;
         block.backward(x + image * map + c, scale + c, shift + c, mean + channel, rstd + channel,
                        grad + image * pooled + c, grad_x + image * map + c, grad_scale + channel,
@@ -232,20 +237,21 @@ void backward(int64_t threads, int64_t images, const Size& size, const T* x, con
 
 }  // namespace
 
-#define FUNCTIONS(T, name)                                                                        \
-    extern "C" void forward_##name(int64_t threads, int64_t images, int64_t channels, int64_t height,              \
-                                   int64_t width, const T* x, const float* scale,                 \
-                                   const float* shift, float eps, T* out, float* mean,            \
-                                   float* rstd) {                                                 \
-        forward<T>(threads, images, {channels, height, width}, x, scale, shift, eps, out, mean, rstd);     \
-    }                                                                                             \
-    extern "C" void backward_##name(int64_t threads, int64_t images, int64_t channels, int64_t height,             \
-                                    int64_t width, const T* x, const float* scale,                \
-                                    const float* shift, const float* mean, const float* rstd,     \
-                                    const T* grad, T* grad_x, float* grad_scale,                  \
-                                    float* grad_shift) {                                          \
-        backward<T>(threads, images, {channels, height, width}, x, scale, shift, mean, rstd, grad, grad_x, \
-                    grad_scale, grad_shift);                                                      \
+#define FUNCTIONS(T, name)                                                                       \
+    extern "C" void forward_##name(int64_t threads, int64_t images, int64_t channels,            \
+                                   int64_t height, int64_t width, const T* x,                    \
+                                   const float* scale, const float* shift, float eps, T* out,    \
+                                   float* mean, float* rstd) {                                   \
+        forward<T>({threads, images, channels, height, width}, x, scale, shift, eps, out, mean,  \
+                   rstd);                                                                        \
+    }                                                                                            \
+    extern "C" void backward_##name(int64_t threads, int64_t images, int64_t channels,           \
+                                    int64_t height, int64_t width, const T* x,                   \
+                                    const float* scale, const float* shift, const float* mean,   \
+                                    const float* rstd, const T* grad, T* grad_x,                 \
+                                    float* grad_scale, float* grad_shift) {                      \
+        backward<T>({threads, images, channels, height, width}, x, scale, shift, mean, rstd,     \
+                    grad, grad_x, grad_scale, grad_shift);                                       \
     }
 
 FUNCTIONS(float, float32)

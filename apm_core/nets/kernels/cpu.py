@@ -43,8 +43,6 @@ def forward(
     rstd: Tensor,
 ) -> None:
     """Fill `out` (N, C, H // 2, W // 2), channels last, and `mean` and `rstd` (N, C), float32."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    scale, shift = scale.contiguous(), shift.contiguous()
     _function("forward", x)(
         *_sizes(x), *_places(x, scale, shift), ctypes.c_float(eps), *_places(out, mean, rstd)
     )
@@ -64,9 +62,6 @@ def backward(
     """Fill `grad_x` (N, C, H, W), channels last, and `grad_scale` and `grad_shift` of each image,
     (N, C) in float32, from `grad`, the gradient of the pooled result.
     """
-    x = x.contiguous(memory_format=torch.channels_last)
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    scale, shift = scale.contiguous(), shift.contiguous()
     _function("backward", x)(
         *_sizes(x), *_places(x, scale, shift, mean, rstd, grad, grad_x, grad_scale, grad_shift)
     )

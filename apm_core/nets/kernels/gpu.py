@@ -251,8 +251,6 @@ def forward(
     rstd: Tensor,
 ) -> None:
     """Fill `out` (N, C, H // 2, W // 2), channels last, and `mean` and `rstd` (N, C), float32."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    scale, shift = scale.contiguous(), shift.contiguous()
     with torch.cuda.device_of(x):
         forward_kernel[_grid(x)](x, scale, shift, out, mean, rstd, eps, **sizes(x))
 
@@ -271,9 +269,6 @@ def backward(
     """Fill `grad_x` (N, C, H, W), channels last, and `grad_scale` and `grad_shift` of each image,
     (N, C) in float32, from `grad`, the gradient of the pooled result.
     """
-    x = x.contiguous(memory_format=torch.channels_last)
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    scale, shift = scale.contiguous(), shift.contiguous()
     with torch.cuda.device_of(x):
         backward_kernel[_grid(x)](
             *(x, scale, shift, mean, rstd, grad, grad_x, grad_scale, grad_shift), **sizes(x)
