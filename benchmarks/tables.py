@@ -198,9 +198,6 @@ def product(report: dict[str, Any]) -> str:
 def summary(*reports: dict[str, Any]) -> str:
     """For each IPC: `OURS`, the best other system, `CONTROL` and the full data."""
 
-    def cell(score: dict[str, Any]) -> str:
-        return f"{score['mean']:.1f} ± {score['std']:.1f}"
-
     lines = []
     for report in reports:
         methods = report["methods"]
@@ -208,8 +205,8 @@ def summary(*reports: dict[str, Any]) -> str:
         others = [n for n in scores if n != OURS and not n.startswith("random")]
         best = max(others, key=lambda name: scores[name]["mean"])
         images = f"{report['run']['ipc']} per class"
-        cells = [cell(scores[OURS]), f"{best}: {cell(scores[best])}", cell(scores[CONTROL])]
-        lines.append([images, *cells, cell(report["ceiling"]["convnet"])])
+        cells = [shown(scores[OURS]), f"{best}: {shown(scores[best])}", shown(scores[CONTROL])]
+        lines.append([images, *cells, shown(report["ceiling"]["convnet"])])
     header = ["images", OURS, "best other system", "random, same labels", "full data"]
     return rows(header, lines)
 
