@@ -2,14 +2,13 @@
 
     python -m benchmarks.seeds presets/ablation_tiles_cpu.yaml --seeds 3 --set dataset.data_dir=data
 
-Each run is the pipeline itself in a folder of its own; what is there is not done again. Give the
-files of one IPC at a time: the rows of its entries take their place in benchmarks/results/NAME.json
-beside those of other IPCs, NAME being that of the first file. A row has, for each set, the mean
-accuracy of its ConvNets.
+Each run is the pipeline itself in a folder of its own, which all presets laid over the first one
+share; what is there is not done again. The figures go to benchmarks/results/NAME.json, NAME being
+that of the last preset: for each entry a row that has, for each set, the mean accuracy of its
+ConvNets.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,13 @@ from benchmarks.pipeline import Config, config_of, plan_of, results_of
 def main() -> None:
     """Run what is missing, then write and print the table of all that are there."""
     given = options(__doc__, "seeds")
-    config, name = config_of(given.presets, given.set), given.presets[0].stem
-    found = []
+    config, found = config_of(given.presets, given.set), []
     for seed in range(given.seeds):
-        folder = (given.folder / name / f"seed{seed}").resolve()
+        folder = (given.folder / given.presets[0].stem / f"seed{seed}").resolve()
         found.append(results_of({**config, "seed": seed}, folder, cores=given.cores))
-    path = RESULTS / f"{name}.json"
-    known = json.loads(path.read_text())["rows"] if path.is_file() else []
-    rows = [row for row in known if row["ipc"] != config["ipc"]] + rows_of(config, found)
-    report = {**machine(), "rows": sorted(rows, key=lambda row: row["ipc"])}
+    report = {**machine(), "rows": rows_of(config, found)}
     print(tables.ablation(report))
-    write(path, report)
+    write(RESULTS / f"{given.presets[-1].stem}.json", report)
 
 
 def options(description: str | None, name: str) -> argparse.Namespace:

@@ -161,9 +161,10 @@ def precisions(*reports: dict[str, Any]) -> str:
     return rows(["accuracy, %", "bf16", "float32", "n"], lines)
 
 
-def ablation(report: dict[str, Any]) -> str:
+def ablation(*reports: dict[str, Any]) -> str:
     """Held-out accuracy of each variant of APM by IPC: mean and deviation over sets."""
-    scores = {(row["variant"], row["ipc"]): row["sets"] for row in report["rows"]}
+    measured = [row for report in reports for row in report["rows"]]
+    scores = {(row["variant"], row["ipc"]): row["sets"] for row in measured}
     sizes = sorted({ipc for _, ipc in scores})
 
     def cell(variant: str, ipc: int) -> str:

@@ -1,18 +1,27 @@
 """The data artifact and the real images that distillation starts from."""
 
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from apm_core.data import images, read
 from apm_core.data import prepared as module
-from apm_core.data import read
 from apm_core.data.prepared import PreparedData, Whitened
 from apm_core.data.whitening import Whitening
 from apm_core.errors import ArtifactError, ConfigError, DataError
 from apm_core.nets.base import Shape
 from apm_core.runtime import streams
+from apm_core.settings.dataset import Images
+from apm_core.settings.stages import PrepareSettings
 from apm_core.settings.training import Network
-from apm_core.stages.prepare import prepare
+from apm_core.stages.prepare import DECODED, prepare
 
 
 def pixels(data: PreparedData, images) -> np.ndarray:
@@ -178,3 +187,126 @@ def test_held_out_images_of_the_training_split_take_the_place_of_the_test_split(
     counts = np.bincount(found.artifact.arrays["test_labels"])
     before = np.bincount(digits.artifact.arrays["train_labels"])
     assert counts.tolist() == np.round(before / 4).astype(int).tolist()
+
+
+# images from files
+
+FILES = 60
+
+
+def drawn(folder: Path, count: int) -> Path:
+    """train/ and test/ of two classes, `count` files of noise, of which four are tests."""
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        path = folder / ("test" if i < 4 else "train") / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture
+def pets(tmp_path):
+    return drawn(tmp_path / "pets", FILES)
+
+
+def of_pets(pets, resolution: int = 8) -> PrepareSettings:
+    own = {"source": "folder", "data_dir": str(pets), "resolution": resolution}
+    return PrepareSettings(images=Images(**own, whitening="channel"))
+
+
+def decoded_by(monkeypatch, *, most: float = np.inf) -> list:
+    """The files that are decoded from now on; `most`: the process is killed at the next one."""
+    found, decode = [], images._pixels
+
+    def count(image, *rest):
+        if len(found) >= most:
+            raise KeyboardInterrupt
+        found.append(image.filename)
+        return decode(image, *rest)
+
+    monkeypatch.setattr(images, "_pixels", count)
+    monkeypatch.setattr(images, "BLOCK", 5)
+    return found
+
+
+def test_a_killed_run_goes_on_with_the_files_that_are_left(tmp_path, pets, monkeypatch):
+    whole = prepare(tmp_path / "whole/data.zarr.zip", of_pets(pets), ipc=1, networks=[])
+    path = tmp_path / "work/data.zarr.zip"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        decoded_by(patch, most=33)
+        prepare(path, of_pets(pets), ipc=1, networks=[])
+    assert not path.exists()
+    again = decoded_by(monkeypatch)
+    found = prepare(path, of_pets(pets), ipc=1, networks=[])
+    assert len(set(again)) == len(again) and FILES - 33 <= len(again) < FILES - 10
+    assert found.artifact.content == whole.artifact.content
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("change", ["file", "resolution"])
+def test_what_was_left_of_other_images_is_not_used(tmp_path, pets, monkeypatch, change):
+    path, resolution = tmp_path / "work/data.zarr.zip", 8
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        decoded_by(patch, most=FILES - 1)
+        prepare(path, of_pets(pets), ipc=1, networks=[])
+    if change == "file":
+        Image.new("RGB", (8, 8), "red").save(pets / "train/cat/4.png")
+    else:
+        resolution = 16
+    assert len(list((path.parent / DECODED).iterdir())) == 2
+    again = decoded_by(monkeypatch)
+    found = prepare(path, of_pets(pets, resolution), ipc=1, networks=[])
+    assert len(again) == FILES
+    fresh = prepare(tmp_path / "data.zarr.zip", of_pets(pets, resolution), ipc=1, networks=[])
+    assert found.artifact.content == fresh.artifact.content
+
+
+def test_files_that_are_left_out_do_not_cost_the_others(tmp_path, pets, monkeypatch):
+    (pets / "train/cat/10.png").write_bytes(b"no image")
+    path, settings = tmp_path / "work/data.zarr.zip", of_pets(pets)
+    with pytest.raises(DataError, match="skip_unreadable"):
+        prepare(path, settings, ipc=1, networks=[])
+    again = decoded_by(monkeypatch)
+    skipping = settings.changed({"images": {"skip_unreadable": True}})
+    found = prepare(path, skipping, ipc=1, networks=[]).artifact
+    assert not again and len(found.info["warnings"]) == 1
+    (pets / "train/cat/10.png").unlink()
+    clean = prepare(tmp_path / "data.zarr.zip", settings, ipc=1, networks=[]).artifact
+    assert found.content == clean.content
+
+
+def test_a_full_disk_is_told_before_anything_is_decoded(tmp_path, pets, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    again = decoded_by(monkeypatch)
+    with pytest.raises(DataError, match=r"pixels: cannot be written \(No space.* 1.2e-05 GB, or"):
+        prepare(tmp_path / "data.zarr.zip", of_pets(pets), ipc=1, networks=[])
+    assert not again
+
+
+LIMITED = """
+import resource, sys
+from apm_core.settings.dataset import Images
+from apm_core.settings.stages import PrepareSettings
+from apm_core.stages.prepare import prepare
+
+settings = PrepareSettings.read(sys.argv[2])
+prepare(sys.argv[3], settings.changed({"images": {"resolution": 8}}), ipc=1, networks=[])
+held = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmData"))
+most = held * 1024 + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+prepare(sys.argv[4], settings, ipc=1, networks=[])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    count, side = 250, 1024
+    settings, size = of_pets(drawn(tmp_path / "pets", count), side), count * 3 * side**2
+    paths = [str(tmp_path / name) for name in ("small.zarr.zip", "large.zarr.zip")]
+    run = [sys.executable, "-c", LIMITED, str(size * 3 // 5), settings.text, *paths]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert PreparedData.open(paths[1]).train_bytes == (count - 4) * 3 * side**2

@@ -9,6 +9,7 @@ import numpy as np
 
 from apm_core.data.dataset import Dataset, Split
 from apm_core.data.images import ImageForm, decode, decode_readable
+from apm_core.data.room import IN_MEMORY, Room
 from apm_core.errors import DataError
 
 SUFFIXES = {
@@ -158,6 +159,7 @@ def load(
     form: ImageForm,
     *,
     skip_unreadable: bool = False,
+    room: Room = IN_MEMORY,
     class_names: tuple[str, ...] | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Dataset:
@@ -168,6 +170,7 @@ def load(
         test: files by class, in the same class order.
         form: target side, channels and fit.
         skip_unreadable: leave damaged files out, with a warning for each.
+        room: where the images lie.
         class_names: names of the classes; None: those of the folders.
         warnings: one line each, for `Dataset.warnings`.
 
@@ -177,14 +180,13 @@ def load(
     paths = [*chain(*train.values(), *test.values())]
     cut, labels = sum(map(len, train.values())), np.append(_labels(train), _labels(test))
     if skip_unreadable:
-        images, damage = decode_readable(paths, form)
-        readable = np.setdiff1d(np.arange(len(paths)), list(damage))
-        images, labels = images[readable], labels[readable]
-        cut = int((readable < cut).sum())
+        images, damage = decode_readable(paths, form, room)
+        labels = np.delete(labels, list(damage))
+        cut -= sum(i < cut for i in damage)
         lost = tuple(f"left out, it cannot be read: {damage[i]}" for i in sorted(damage))
         warnings = (*warnings, *lost)
     else:
-        images = decode(paths, form)
+        images = decode(paths, form, room)
     return Dataset(
         train=Split(images[:cut], labels[:cut]),
         test=Split(images[cut:], labels[cut:]),

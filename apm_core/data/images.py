@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from apm_core.data.room import IN_MEMORY, Room
 from apm_core.errors import ConfigError, DataError
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
@@ -52,12 +53,12 @@ class Header(NamedTuple):
     grey: bool
 
 
-def decode(paths: Sequence[Path], form: ImageForm) -> np.ndarray:
+def decode(paths: Sequence[Path], form: ImageForm, room: Room = IN_MEMORY) -> np.ndarray:
     """Decode image files into one array (N, C, S, S) uint8, in the order given.
 
     Raises DataError for damaged files, and what `decode_readable` raises.
     """
-    images, damage = decode_readable(paths, form)
+    images, damage = decode_readable(paths, form, room)
     if damage:
         first = "; ".join(damage[i] for i in sorted(damage)[:NAMED])
         more = ", ..." if len(damage) > NAMED else ""
@@ -68,8 +69,10 @@ def decode(paths: Sequence[Path], form: ImageForm) -> np.ndarray:
     return images
 
 
-def decode_readable(paths: Sequence[Path], form: ImageForm) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode image files into one array, in the order given.
+def decode_readable(
+    paths: Sequence[Path], form: ImageForm, room: Room = IN_MEMORY
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decode the image files that can be read into one array, in the order given.
 
     EXIF orientation is applied, 16-bit values are scaled to 8 bits, transparency is laid on white,
     and of an animation the first frame is taken. Whether a file is greyscale is taken from its
@@ -78,31 +81,38 @@ def decode_readable(paths: Sequence[Path], form: ImageForm) -> tuple[np.ndarray,
     Args:
         paths: image files.
         form: target side, channels and fit.
+        room: where the array lies; what it already holds of these files is not decoded again.
 
     Returns:
-        (N, C, S, S) uint8; by position the files that cannot be read, with the reason, whose pixels
-        are not set.
+        (M, C, S, S) uint8; by position in `paths` the other N - M files, with the reason.
 
     Raises:
         DataError: sizes that differ or are not square without a resolution.
     """
     with ThreadPoolExecutor() as executor:
         headers: list[Header | None] = [None] * len(paths)
-        _in_blocks(executor, len(paths), lambda i: headers.__setitem__(i, header(paths[i])))
+
+        def look(rows: Sequence[int]) -> None:
+            for i in rows:
+                headers[i] = header(paths[i])
+
+        _in_blocks(executor, range(len(paths)), look)
         side = form.resolution or _common_side(paths, headers)
         channels = form.channels or (1 if all(h.grey for h in headers if h) else 3)
-        images = np.empty((len(paths), channels, side, side), dtype=np.uint8)
+        images = room.images(paths, (channels, side, side), form)
         damage: dict[int, str] = {}
 
-        def fill(i: int) -> None:
-            try:
-                with Image.open(paths[i]) as image:
-                    images[i] = _pixels(image, channels, side, form.fit)
-            except Exception as error:  # each codec raises its own kinds on damaged bytes
-                damage[i] = " ".join(f"{paths[i]} ({error})".split())
+        def fill(rows: Sequence[int]) -> None:
+            for i in rows:
+                try:
+                    with Image.open(paths[i]) as image:
+                        images.pixels[i] = _pixels(image, channels, side, form.fit)
+                except Exception as error:  # each codec raises its own kinds on damaged bytes
+                    damage[i] = " ".join(f"{paths[i]} ({error})".split())
+            images.done([i for i in rows if i not in damage])
 
-        _in_blocks(executor, len(paths), fill)
-    return images, damage
+        _in_blocks(executor, images.missing, fill)
+    return images.without(damage), damage
 
 
 def refit(images: np.ndarray, form: ImageForm) -> np.ndarray:
@@ -121,23 +131,22 @@ def refit(images: np.ndarray, form: ImageForm) -> np.ndarray:
         return np.ascontiguousarray(images)
     result = np.empty((count, shape[0], shape[1], shape[1]), dtype=np.uint8)
 
-    def fill(i: int) -> None:
-        picture = images[i, 0] if channels == 1 else images[i].transpose(1, 2, 0)
-        result[i] = _pixels(Image.fromarray(np.ascontiguousarray(picture)), *shape, form.fit)
+    def fill(rows: Sequence[int]) -> None:
+        for i in rows:
+            picture = images[i, 0] if channels == 1 else images[i].transpose(1, 2, 0)
+            result[i] = _pixels(Image.fromarray(np.ascontiguousarray(picture)), *shape, form.fit)
 
     with ThreadPoolExecutor() as executor:
-        _in_blocks(executor, count, fill)
+        _in_blocks(executor, range(count), fill)
     return result
 
 
-def _in_blocks(executor: ThreadPoolExecutor, count: int, work: Callable[[int], None]) -> None:
-    """Call `work(i)` for every i below `count`, a block of indices per task."""
-
-    def run(start: int) -> None:
-        for i in range(start, min(start + BLOCK, count)):
-            work(i)
-
-    for _ in executor.map(run, range(0, count, BLOCK)):  # fetching the results raises their errors
+def _in_blocks(
+    executor: ThreadPoolExecutor, rows: Sequence[int], work: Callable[[Sequence[int]], None]
+) -> None:
+    """Call `work` with blocks of `rows`, one per task."""
+    blocks = (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+    for _ in executor.map(work, blocks):  # fetching the results raises their errors
         pass
 
 

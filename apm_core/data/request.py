@@ -5,6 +5,7 @@ from pathlib import Path
 
 from apm_core.data.dataset import Dataset, PublicSize
 from apm_core.data.images import ImageForm
+from apm_core.data.room import IN_MEMORY, Room
 from apm_core.errors import DataError
 from apm_core.settings.names import module_of
 
@@ -23,6 +24,7 @@ class Request:
     split_seed: int
     download: bool
     skip_unreadable: bool  # files, which are named in warnings
+    room: Room  # for the images of sources that decode files
 
     @property
     def root(self) -> Path:
@@ -45,8 +47,9 @@ def read(
     split_seed: int = 0,
     download: bool = True,
     skip_unreadable: bool = False,
+    room: Room = IN_MEMORY,
 ) -> Dataset:
-    """Read a data set into memory as uint8.
+    """Read a data set as uint8.
 
     Args:
         name: a module of `apm_core.data.sources`.
@@ -60,6 +63,7 @@ def read(
         split_seed: seed of that split.
         download: fetch `cifar10` and `cifar100` if missing; the others are never downloaded.
         skip_unreadable: leave out image files that cannot be read, with a warning for each.
+        room: where images lie that are decoded from files.
 
     Raises:
         DataError: data that are missing, damaged or inconsistent.
@@ -69,7 +73,7 @@ def read(
     form = ImageForm(resolution, channels, fit)
     folder = None if data_dir is None else Path(data_dir)
     return source.read(
-        Request(name, form, folder, test_fraction, split_seed, download, skip_unreadable)
+        Request(name, form, folder, test_fraction, split_seed, download, skip_unreadable, room)
     )
 
 

@@ -9,6 +9,7 @@ Matching Training Trajectories", 2022): on raw [0, 1] pixels, covariance over N 
 Deviation: the reference decomposes in float32 by SVD; here a float64 eigendecomposition.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from apm_core.errors import ArtifactError, ConfigError, DataError
 
 FIELDS = {"none": (), "channel": ("mean", "std"), "zca": ("mean", "matrix")}
 PREFIX = "whitening_"  # of the stored arrays, which share a file with others
+CHUNK_VALUES = 5000 * 3072  # handled at a time; 5,000 images of CIFAR
 ZCA_MATRICES = 6  # D x D float64 at the peak: covariance, eigenvectors, workspace, products
 
 
@@ -52,7 +54,7 @@ class Whitening:
         *,
         eps: float = 0.1,
         constants: Constants | None = None,
-        chunk: int = 5000,
+        chunk: int | None = None,
         available_bytes: int | None = None,
     ) -> Self:
         """Fit to the training images, on the device where they are.
@@ -62,7 +64,7 @@ class Whitening:
             kind: "none", "channel" or "zca".
             eps: added to the eigenvalues of the covariance of [0, 1] pixels ("zca").
             constants: mean and std per channel to use in place of the measured ones ("channel").
-            chunk: images handled at a time.
+            chunk: images handled at a time; None: as many as have `CHUNK_VALUES` values.
             available_bytes: memory taken as free; measured if None ("zca").
 
         Raises:
@@ -73,6 +75,7 @@ class Whitening:
             raise ConfigError(f"dataset.whitening must be one of {', '.join(FIELDS)}, not {kind!r}")
         if kind == "none":
             return cls(kind)
+        chunk = chunk or max(1, CHUNK_VALUES // math.prod(images_uint8.shape[1:]))
         if kind == "channel":
             mean, std = constants or _channel_moments(images_uint8, chunk)
             _check_channels(mean, std, images_uint8.shape[1])

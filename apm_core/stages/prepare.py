@@ -6,11 +6,14 @@ from pathlib import Path
 from apm_core import nets
 from apm_core.data import channel_constants, examine, hold_out, read
 from apm_core.data.prepared import KIND, PreparedData
+from apm_core.data.room import Room
 from apm_core.data.whitening import Whitening
 from apm_core.nets.base import Shape
 from apm_core.runtime import store
 from apm_core.settings.stages import PrepareSettings
 from apm_core.settings.training import Network
+
+DECODED = ".decoded"
 
 
 def prepare(
@@ -19,11 +22,13 @@ def prepare(
     """Read the set that the settings name and write the artifact to `path`.
 
     `ipc` and `networks` are what later stages will ask for: it is checked here and does not enter
-    the artifact.
+    the artifact. Images from files are decoded into the folder `DECODED` beside `path`, where a
+    killed run leaves them for the next.
     Raises DataError when the doctor finds the set unusable, ConfigError for an architecture that
     cannot read it, or a width or depth that it does not take.
     """
     images, seed = settings.images, settings.seed
+    room = Room(Path(path).parent / DECODED)
     dataset = read(
         images.source,
         data_dir=images.data_dir,
@@ -33,6 +38,7 @@ def prepare(
         test_fraction=images.test_fraction,
         split_seed=seed,
         skip_unreadable=images.skip_unreadable,
+        room=room,
     )
     if images.held_out:
         dataset = hold_out(dataset, fraction=images.held_out, seed=seed)
@@ -59,4 +65,5 @@ def prepare(
         "warnings": warnings,
     }
     store.write(path, KIND, arrays, settings=settings.to_dict(), info=info)
+    room.clear()
     return PreparedData.open(path)

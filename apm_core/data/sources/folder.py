@@ -25,7 +25,9 @@ def read(request: Request) -> Dataset:
         if root != request.root:
             root = unwrapped(root)
         train, test = splits(root, request.test_fraction, request.split_seed)
-        return load(train, test, request.form, skip_unreadable=request.skip_unreadable)
+        return load(
+            train, test, request.form, skip_unreadable=request.skip_unreadable, room=request.room
+        )
 
 
 def splits(root: Path, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:

@@ -33,7 +33,7 @@ def read(request: Request) -> Dataset:
     data_dir, form = request.root, request.form
     if (data_dir / "train").is_dir():
         splits = read_splits(data_dir, tests=("val",))
-        return load(*splits, form, skip_unreadable=request.skip_unreadable)
+        return load(*splits, form, skip_unreadable=request.skip_unreadable, room=request.room)
     missing = [name for name in TRAIN_BATCHES + TEST_BATCHES if not (data_dir / name).is_file()]
     if missing:
         raise DataError(

@@ -48,6 +48,7 @@ def read(request: Request) -> Dataset:
         class_names=_class_names(root / "words.txt", wnids),
         warnings=(warning,) if len(wnids) < len(listed) else (),
         skip_unreadable=request.skip_unreadable,
+        room=request.room,
     )
 
 
