@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from apm_core import distilled
-from apm_core.cli import training
+from apm_core.cli import planned, training
 from apm_core.cli.commands import main
+from apm_core.estimate.speed import Speed
 from apm_core.runtime import store
 from apm_core.settings.plan import Plan
 from apm_core.settings.run import RunSettings
@@ -253,6 +254,25 @@ def test_the_plan_counts_the_jobs_that_snakemake_does(tmp_path, monkeypatch):
         stage: int(n) for stage, n in re.findall(r"^([a-z_]+) +(\d+)$", stats, re.MULTILINE)
     }
     assert counted(text) == {k: n for k, n in expected.items() if k not in ("total", "all")}
+
+
+def test_a_plan_compiles_a_network_where_jobs_will(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain, asked = Speed("cpu", 1e-11, 1e-9, 1e-3), []
+    monkeypatch.setattr(planned, "measured", lambda: plain)
+    monkeypatch.setattr(planned, "fused_share", lambda speed: asked.append(speed) or 0.0)
+    evaluate = {"architectures": ["convnet"], "epochs": 2, "ceiling": {"architectures": []}}
+    short = {
+        **TINY,
+        "distill": {"methods": ["random"]},
+        "evaluate": evaluate,
+        "nas": {"networks": 0},
+    }
+    call("plan", write(tmp_path, short))
+    assert not asked
+    long = {**short, "teachers": {**TINY["teachers"], "width": 128, "depth": 3, "epochs": 500}}
+    call("plan", write(tmp_path, long))
+    assert asked == [plain]
 
 
 def test_the_plan_says_what_is_estimated(tmp_path, monkeypatch):

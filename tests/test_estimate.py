@@ -17,6 +17,7 @@ from apm_core.methods.passes import Extent
 from apm_core.nets.base import Shape
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
+from apm_core.runtime.device import Compute
 from apm_core.settings.plan import Plan
 from apm_core.settings.run import RunSettings
 
@@ -102,6 +103,20 @@ def test_times_give_the_speed_back(monkeypatch):
     found = speed.measured()
     for key in ("flop_s", "value_s", "step_s"):
         assert getattr(found, key) == pytest.approx(getattr(true, key))
+
+
+@pytest.mark.parametrize(("left", "expected"), [(0.3, 0.3), (-0.2, 0.0), (1.4, 1.0)])
+def test_what_compiling_leaves_of_writing_values(monkeypatch, left, expected):
+    plain = speed.Speed("cpu", 2e-11, 3e-9, 1e-3)
+
+    def seconds(spec: Spec, batch: int, compute: Compute) -> float:
+        assert compute.compile == "on"
+        cost = cost_of(spec.network(torch.device("cpu")), spec.shape)
+        own = cost.flops * plain.flop_s + left * cost.values * plain.value_s
+        return 3 * batch * own + plain.step_s
+
+    monkeypatch.setattr(speed, "step_seconds", seconds)
+    assert speed.fused_share(plain) == pytest.approx(expected)
 
 
 def test_long_jobs_are_compiled():

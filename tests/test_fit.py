@@ -104,7 +104,8 @@ def test_too_few_hours_are_one_line_that_says_how_many():
 @pytest.fixture
 def pets(tmp_path, monkeypatch):
     """Two classes of thirty images, on a machine of a known speed."""
-    monkeypatch.setattr(fitted, "measured", lambda *_: FAST)
+    monkeypatch.setattr(fitted, "measured", lambda *_, **__: FAST)
+    monkeypatch.setattr(fitted, "fused_share", lambda *_: FAST.fused)
     for name in ("cat", "dog"):
         (tmp_path / "my pets" / name).mkdir(parents=True)
         for number in range(30):

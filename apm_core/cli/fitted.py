@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ import yaml
 from apm_core.data.survey import Survey, survey
 from apm_core.errors import ConfigError
 from apm_core.estimate.fitting import SHARE, Choice, Wish, fit
-from apm_core.estimate.speed import measured, told
+from apm_core.estimate.speed import fused_share, measured, told
 from apm_core.runtime.device import choose
 from apm_core.runtime.store import atomic_path
 from apm_core.settings import config_files
@@ -54,7 +55,8 @@ def written(
     wish = Wish(hours, ipc, tiles, name or named(folder), str(folder), cores)
     torch.set_num_threads(cores)
     compute = choose("cpu", compile="off")
-    choice = fit(found, wish, base, lambda shape: measured(shape, compute))
+    fused = fused_share(measured(compute=compute), compute)
+    choice = fit(found, wish, base, lambda shape: replace(measured(shape, compute), fused=fused))
     text = "\n".join(lines(found, wish, choice, out)) + "\n"
     if out is None:
         yield text.rstrip("\n")

@@ -1,6 +1,7 @@
 """`apm plan`: the jobs of a run, its hours and its disk space, in words."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from apm_core.estimate.disk import disk_bytes
 from apm_core.estimate.jobs import jobs
 from apm_core.estimate.size import size_of
-from apm_core.estimate.speed import expected, measured, reckoned, told
+from apm_core.estimate.speed import expected, fused_share, measured, reckoned, told
 from apm_core.estimate.work import not_estimated, works
 from apm_core.settings import config_files
 from apm_core.settings.plan import Plan
@@ -37,7 +38,10 @@ def lines(configs: Sequence[Path]) -> Iterator[str]:
     torch.set_num_threads(threads)
     cores = f"{threads} core{'s' * (threads > 1)} of this machine"
     work = list(works(plan, size))
-    cpu, gpu = (expected(speed, plan, work) for speed in (measured(), reckoned("cuda")))
+    speed = measured()
+    if any(map(speed.compiles, work)):
+        speed = replace(speed, fused=fused_share(speed))
+    cpu, gpu = (expected(own, plan, work) for own in (speed, reckoned("cuda")))
     yield f"estimates: {cores} (measured for seconds), a GPU (reckoned, not measured)"
     for stage in cpu:
         yield f"  {stage:<14}{told(cpu[stage]):>10}{told(gpu[stage]):>10}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from apm_core.training.trainer import Trainer
 
 JOB_S = 8.0  # a process that starts, and reads what it needs
 COMPILE_S = 30.0  # a job that compiles
-FUSED = 0.4  # share of the time that writing values takes, where it is compiled
+FUSED = 0.4  # share of the time that writing values takes, where it is compiled; not measured
 PROBE_S = 1.0  # of each network of a probe
 PASS_STEPS = 6  # of a pass of a probe: steps draw augmentations of different cost
 # a network that waits for memory, one that multiplies, and one that does nothing but start
 PROBED = ((32, None, 32), (128, None, 8), (4, 1, 2))  # width, depth, batch
+COMPILED = (128, 64)  # width and batch of the network that is compiled
 SHAPE = Shape(3, 32, 10)
 
 
@@ -38,11 +39,14 @@ class Speed:
     step_s: float
     fused: float = FUSED  # of value_s
 
+    def compiles(self, work: Work) -> bool:
+        """Whether the jobs of `work` will be compiled."""
+        flops, steps = work.flops / work.jobs, work.steps / work.jobs
+        return worth_compiling(self.device, flops, steps, fuses=work.fuses)
+
     def seconds(self, work: Work) -> float:
         """Of `work` without the start of its jobs, compiled where the jobs will be."""
-        compiled = worth_compiling(
-            self.device, work.flops / work.jobs, work.steps / work.jobs, fuses=work.fuses
-        )
+        compiled = self.compiles(work)
         values = work.values * self.value_s * (self.fused if compiled else 1.0)
         own = work.flops * self.flop_s + values + work.steps * self.step_s
         return own + compiled * work.jobs * COMPILE_S
@@ -91,6 +95,22 @@ def measured(shape: Shape = SHAPE, compute: Compute | None = None) -> Speed:
     scale = np.array(times)[:, None]  # relative errors count
     found = _not_negative(np.array(rows) / scale, np.ones(len(times)))
     return Speed("cpu", *found)
+
+
+def fused_share(plain: Speed, compute: Compute | None = None) -> float:
+    """The share of the time of values, between 0 and 1, that is left of it in a compiled step on
+    this machine's CPU, whose uncompiled speed is `plain`.
+
+    It compiles a network, for half a minute, and trains it for a moment.
+    """
+    width, batch = COMPILED
+    compute = replace(compute or choose("cpu"), compile="on")
+    spec = Spec("convnet", SHAPE, width)
+    cost = cost_of(spec.network(compute.device), SHAPE)
+    rest = step_seconds(spec, batch, compute) - plain.step_s
+    rest -= TRAINED * batch * cost.flops * plain.flop_s
+    whole = TRAINED * batch * cost.values * plain.value_s
+    return min(1.0, max(0.0, rest / whole)) if whole else FUSED
 
 
 def step_seconds(spec: Spec, batch: int, compute: Compute, seconds: float = PROBE_S) -> float:
