@@ -106,3 +106,12 @@ def test_more_steps_than_classes_are_refused_in_one_line(finished, tmp_path):
     text = done.stdout + done.stderr
     assert done.returncode and "Traceback" not in text
     assert "apm: continual: config: continual.steps: 4 steps need as many classes" in text
+
+
+def test_a_set_is_the_memory_of_avalanche(finished):
+    pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
+    files = ["results/signs_ipc2.apm.zarr.zip", "work/signs/data.zarr.zip"]
+    command = [sys.executable, REPO / "docs/avalanche_replay.py", *files, "--epochs", "1"]
+    done = subprocess.run(command, cwd=finished, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"accuracy \d+\.\d %", done.stdout.splitlines()[-1])
