@@ -1,5 +1,6 @@
 """The settings: their values, their messages, their reference, and the presets."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,8 +68,10 @@ def test_the_default_config_is_the_papers_run_and_short():
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_valid_and_named_as_their_result(path):
-    config, base = CONFIG, path.with_stem(path.stem.rsplit("_ipc", 1)[0])
-    for file in [base, path] if base in PRESETS and base != path else [path]:
+    config, first, sized = CONFIG, path.read_text().splitlines()[0], "_ipc" in path.stem
+    named = [ROOT / name for name in re.findall(r"presets/\w+\.yaml", first)]
+    below = [file for file in named if sized and file != path]  # what it is laid over
+    for file in [*below, path]:
         config = laid_over(config, yaml.safe_load(file.read_text()))
     settings = RunSettings.of(config)
     plan = Plan(settings)
@@ -77,7 +80,8 @@ def test_presets_are_valid_and_named_as_their_result(path):
         told = plan.distill(entry)
         library.build(told)
         assert (told.options.get("batch") or 0) <= plan.shard_ipc * classes
-    if "_ipc" in path.stem:
+    if sized and "Laid over" not in first:
+        assert f"results/{path.stem}.json" in first
         plan.require_target(*path.stem.rsplit("_ipc", 1))
 
 
