@@ -47,9 +47,11 @@ class DistilledMemory(ExemplarsBuffer):
         memory = Labelled(own.images, own.classes)
         self.buffer = nc_benchmark(memory, memory, 1, task_labels=False).train_stream[0].dataset
 
-    def resize(self, *_: object) -> None:
-        """The memory is as large as it was distilled."""
-        raise NotImplementedError
+    def resize(self, _: object, new_size: int) -> None:
+        """From the next step on, keep as many images of each class as fit into `new_size`."""
+        own = self.distilled
+        self.distilled = own.select(ipc=new_size // (len(own.class_names) * own.tiles**2))
+        self.max_size = len(self.distilled)
 
 
 def main() -> None:

@@ -266,6 +266,7 @@ def test_files_that_are_left_out_do_not_cost_the_others(tmp_path, pets, monkeypa
     path, settings = tmp_path / "work/data.zarr.zip", of_pets(pets)
     with pytest.raises(DataError, match="skip_unreadable"):
         prepare(path, settings, ipc=1, networks=[])
+    assert not list((path.parent / DECODED).glob("*.kept"))  # no copy for a set that is refused
     again = decoded_by(monkeypatch)
     skipping = settings.changed({"images": {"skip_unreadable": True}})
     found = prepare(path, skipping, ipc=1, networks=[]).artifact
@@ -288,7 +289,6 @@ def test_a_full_disk_is_told_before_anything_is_decoded(tmp_path, pets, monkeypa
 
 LIMITED = """
 import resource, sys
-from apm_core.settings.dataset import Images
 from apm_core.settings.stages import PrepareSettings
 from apm_core.stages.prepare import prepare
 

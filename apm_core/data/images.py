@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from apm_core.data.room import IN_MEMORY, Room
+from apm_core.data.room import IN_MEMORY, Decoded, Room
 from apm_core.errors import ConfigError, DataError
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
@@ -58,7 +58,7 @@ def decode(paths: Sequence[Path], form: ImageForm, room: Room = IN_MEMORY) -> np
 
     Raises DataError for damaged files, and what `decode_readable` raises.
     """
-    images, damage = decode_readable(paths, form, room)
+    images, damage = _decoded(paths, form, room)
     if damage:
         first = "; ".join(damage[i] for i in sorted(damage)[:NAMED])
         more = ", ..." if len(damage) > NAMED else ""
@@ -66,7 +66,7 @@ def decode(paths: Sequence[Path], form: ImageForm, room: Room = IN_MEMORY) -> np
             f"{len(damage)} of {len(paths)} images cannot be read: {first}{more}: replace or remove"
             " these files, or set dataset.skip_unreadable"
         )
-    return images
+    return images.pixels
 
 
 def decode_readable(
@@ -89,6 +89,12 @@ def decode_readable(
     Raises:
         DataError: sizes that differ or are not square without a resolution.
     """
+    images, damage = _decoded(paths, form, room)
+    return images.without(damage), damage
+
+
+def _decoded(paths: Sequence[Path], form: ImageForm, room: Room) -> tuple[Decoded, dict[int, str]]:
+    """All images, and by position the files that cannot be read, whose pixels are not set."""
     with ThreadPoolExecutor() as executor:
         headers: list[Header | None] = [None] * len(paths)
 
@@ -112,7 +118,7 @@ def decode_readable(
             images.done([i for i in rows if i not in damage])
 
         _in_blocks(executor, images.missing, fill)
-    return images.without(damage), damage
+    return images, damage
 
 
 def refit(images: np.ndarray, form: ImageForm) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Where decoded images lie: in memory, or in files from which a killed run goes on."""
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Collection, Sequence
@@ -40,7 +41,7 @@ class Room:
         """A uint8 array, zero at first, or as it was left in the file `name`; raises DataError when
         the folder has no room.
         """
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         if not self.folder or not size:
             return np.zeros(shape, dtype=np.uint8)
         path = self.folder / name
@@ -99,7 +100,9 @@ class Decoded:
 
 
 def _identity(paths: Sequence[Path], rest: object) -> str:
-    """Sixteen hexadecimal digits that name the files as they are now, and `rest`."""
+    """Sixteen hexadecimal digits that name the files as they are now, and `rest`; taken file by
+    file, for the text of a million would fill the memory.
+    """
     found = hashlib.sha256(repr(rest).encode())
     for path in paths:
         try:
