@@ -277,8 +277,10 @@ def test_a_plan_compiles_a_network_where_jobs_will(tmp_path, monkeypatch):
 
 def test_the_plan_says_what_is_estimated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planned, "busy", lambda: "other programs run")
     text = call("plan", write(tmp_path, TINY))
     assert "reckoned, not measured" in text and "GB" in text
+    assert "\n  other programs run\n" in text
     for stage in ("teachers", "distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"):
         assert re.search(rf"^  {stage} +[\d.]+ (s|min|h|d) ", text, re.MULTILINE), stage
     assert "not estimated" not in text

@@ -119,6 +119,14 @@ def test_what_compiling_leaves_of_writing_values(monkeypatch, left, expected):
     assert speed.fused_share(plain) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("load", "told"), [(0.9, None), (3.2, "keep 3.2 of 4 cores busy")])
+def test_a_busy_machine_is_told(monkeypatch, load, told):
+    monkeypatch.setattr(speed.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(speed.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    found = speed.busy()
+    assert found is None if told is None else told in found
+
+
 def test_long_jobs_are_compiled():
     own = speed.Speed("cpu", 1e-11, 1e-9, 1e-3, fused=0.5)
     short = Work("distill", 1e9, 1e9, 10, fuses=True)

@@ -106,6 +106,7 @@ def pets(tmp_path, monkeypatch):
     """Two classes of thirty images, on a machine of a known speed."""
     monkeypatch.setattr(fitted, "measured", lambda *_, **__: FAST)
     monkeypatch.setattr(fitted, "fused_share", lambda *_: FAST.fused)
+    monkeypatch.setattr(fitted, "busy", lambda: "other programs run")
     for name in ("cat", "dog"):
         (tmp_path / "my pets" / name).mkdir(parents=True)
         for number in range(30):
@@ -122,6 +123,7 @@ def test_the_file_is_yaml_that_says_what_is_expected(pets, tmp_path):
     text = out.read_text()
     assert "2 classes, 48 training and 12 test images, colour, 30 to 59 pixels" in text
     assert "expected: " in text and "measured on 1 cores" in text
+    assert "# other programs run" in text and "\nother programs run" in done.output
     config = yaml.safe_load(text)
     assert Plan(RunSettings.of(config)) and config["dataset"]["data_dir"] == str(pets)
     assert CliRunner().invoke(main, arguments).exit_code == 1

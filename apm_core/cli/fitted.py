@@ -13,7 +13,7 @@ import yaml
 from apm_core.data.survey import Survey, survey
 from apm_core.errors import ConfigError
 from apm_core.estimate.fitting import SHARE, Choice, Wish, fit
-from apm_core.estimate.speed import fused_share, measured, told
+from apm_core.estimate.speed import busy, fused_share, measured, told
 from apm_core.runtime.device import choose
 from apm_core.runtime.store import atomic_path
 from apm_core.settings import config_files
@@ -54,22 +54,23 @@ def written(
     cores = cores or len(os.sched_getaffinity(0))
     wish = Wish(hours, ipc, tiles, name or named(folder), str(folder), cores)
     torch.set_num_threads(cores)
+    note = busy()
     compute = choose("cpu", compile="off")
     fused = fused_share(measured(compute=compute), compute)
     choice = fit(found, wish, base, lambda shape: replace(measured(shape, compute), fused=fused))
-    text = "\n".join(lines(found, wish, choice, out)) + "\n"
+    text = "\n".join(lines(found, wish, choice, out, note)) + "\n"
     if out is None:
         yield text.rstrip("\n")
         return
     with atomic_path(out) as path:
         path.write_text(text, encoding="utf-8")
-    yield from summary(found, wish, choice)
+    yield from summary(found, wish, choice, note)
     yield f"{out}: start it with"
     yield f"  {command(wish, out)}"
 
 
-def summary(found: Survey, wish: Wish, choice: Choice) -> Iterator[str]:
-    """What was found and chosen."""
+def summary(found: Survey, wish: Wish, choice: Choice, note: str | None) -> Iterator[str]:
+    """What was found and chosen, and a note on how it was measured, if there is one."""
     train, test = sum(found.train.values()), sum(found.test.values())
     smallest, largest = found.sides
     sides = f"{smallest}" if found.alike else f"{smallest} to {largest}"
@@ -86,13 +87,17 @@ def summary(found: Survey, wish: Wish, choice: Choice) -> Iterator[str]:
     )
     stages = ", ".join(f"{stage} {told(s)}" for stage, s in choice.seconds.items() if s >= 1)
     yield f"expected: {told(choice.total)} of {told(3600 * wish.hours)} ({stages})"
+    if note:
+        yield note
 
 
-def lines(found: Survey, wish: Wish, choice: Choice, out: Path | None) -> Iterator[str]:
+def lines(
+    found: Survey, wish: Wish, choice: Choice, out: Path | None, note: str | None
+) -> Iterator[str]:
     """The config with comments."""
     yield f"# {command(wish, out or Path(f'{wish.name}.yaml'))}"
     yield f"# Chosen by `apm fit` for {wish.hours:g} hours, of which {SHARE:.0%} are planned with."
-    yield from (f"# {line}" for line in summary(found, wish, choice))
+    yield from (f"# {line}" for line in summary(found, wish, choice, note))
     yield ""
     for section, values in choice.config.items():
         if section in NOTES:

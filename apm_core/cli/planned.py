@@ -9,7 +9,7 @@ import torch
 from apm_core.estimate.disk import disk_bytes
 from apm_core.estimate.jobs import jobs
 from apm_core.estimate.size import size_of
-from apm_core.estimate.speed import expected, fused_share, measured, reckoned, told
+from apm_core.estimate.speed import busy, expected, fused_share, measured, reckoned, told
 from apm_core.estimate.work import not_estimated, works
 from apm_core.settings import config_files
 from apm_core.settings.plan import Plan
@@ -37,12 +37,14 @@ def lines(configs: Sequence[Path]) -> Iterator[str]:
     threads = min(plan.settings.compute.threads, torch.get_num_threads())
     torch.set_num_threads(threads)
     cores = f"{threads} core{'s' * (threads > 1)} of this machine"
-    work = list(works(plan, size))
+    work, note = list(works(plan, size)), busy()
     speed = measured()
     if any(map(speed.compiles, work)):
         speed = replace(speed, fused=fused_share(speed))
     cpu, gpu = (expected(own, plan, work) for own in (speed, reckoned("cuda")))
     yield f"estimates: {cores} (measured for seconds), a GPU (reckoned, not measured)"
+    if note:
+        yield f"  {note}"
     for stage in cpu:
         yield f"  {stage:<14}{told(cpu[stage]):>10}{told(gpu[stage]):>10}"
     yield f"  {'in all':<14}{told(sum(cpu.values())):>10}{told(sum(gpu.values())):>10}"

@@ -1,6 +1,7 @@
 """How fast a device is, measured by a few steps of training, and how long work takes on it."""
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,7 @@ PASS_STEPS = 6  # of a pass of a probe: steps draw augmentations of different co
 PROBED = ((32, None, 32), (128, None, 8), (4, 1, 2))  # width, depth, batch
 COMPILED = (128, 64)  # width and batch of the network that is compiled
 SHAPE = Shape(3, 32, 10)
+BUSY = 0.5  # of the cores with other work, from which figures are far from those of an idle machine
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,20 @@ def step_seconds(spec: Spec, batch: int, compute: Compute, seconds: float = PROB
         passes += 1
         trainer.one_pass(0, recipe, None, "probe", passes)
     return (compute.clock() - started) / (passes * PASS_STEPS)
+
+
+def busy() -> str | None:
+    """A sentence on other programs that keep the cores busy, to be asked before anything is
+    measured; None where they hardly do, or where the system does not count them.
+    """
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load <= BUSY * cores:
+        return None
+    return (
+        f"other programs keep {load:.1f} of {cores} cores busy: what is measured now can be many"
+        " times slower than on an idle machine; measure again when they are done"
+    )
 
 
 def _not_negative(rows: np.ndarray, times: np.ndarray) -> list[float]:
