@@ -157,6 +157,17 @@ def test_a_round_follows_the_gradient_of_its_window(job):
         assert float((found - gradient).norm()) < 1e-3 * float(gradient.norm()), name
 
 
+def test_a_rehearsal_has_a_share_of_the_probe(job, monkeypatch):
+    method, clock = at_bptt(period=5), [0.0]
+    state = method.init(job)
+
+    def timed(_: dict, index: int) -> None:
+        clock[0] += 2.0 + 9.0 * (index % 5 == 0)
+
+    monkeypatch.setattr(method, "round", timed)
+    assert method.rehearse(state, lambda: clock[0]) == (10, 2.0 + 9.0 / 5)
+
+
 def test_a_window_is_kept_for_a_period_and_its_accuracies_are_averaged(job):
     method = at_bptt(period=3, calm_early=9)
     state = method.start(job)

@@ -122,6 +122,16 @@ def test_a_resumed_run_has_the_same_bits(job, resumed):
     assert found.rate == whole.rate
 
 
+def test_dropout_is_off_so_that_a_round_depends_on_its_state_alone(job):
+    job = replace(job, network=Spec("vit", job.data.shape, None, None))
+    method, found = bptt(batch_real=20), []
+    state = method.init(job)
+    for seed in (1, 2):  # of random numbers that are no stream of the job
+        torch.manual_seed(seed)
+        found.append(method.step(state, 0).gradients["images"])
+    assert torch.equal(*found)
+
+
 def test_a_gradient_that_is_not_finite_is_shown_and_spoils_nothing(job):
     method = bptt(rate=1e30)
     state = method.start(job)

@@ -281,6 +281,11 @@ def test_the_plan_says_what_is_estimated(tmp_path, monkeypatch):
     text = call("plan", write(tmp_path, TINY))
     assert "reckoned, not measured" in text and "GB" in text
     assert "\n  other programs run\n" in text
+    monkeypatch.setattr(planned.torch, "get_num_threads", lambda: 5)
+    two = {**TINY, "compute": {"threads": 2}}
+    assert "5 cores run 2 at once" in call("plan", write(tmp_path, two))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     for stage in ("teachers", "distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"):
         assert re.search(rf"^  {stage} +[\d.]+ (s|min|h|d) ", text, re.MULTILINE), stage
     assert "not estimated" not in text

@@ -74,6 +74,14 @@ def test_students_have_the_measured_batches():
     assert batches == {40: 16, 100: 16, 400: 64, 10_000: 256}
 
 
+def test_images_without_zca_move_by_larger_steps():
+    rates = {}
+    for hours in (0.3, 8):
+        config = chosen(hours).config
+        rates[config["dataset"]["whitening"]] = config["methods"]["apm_plus"]["lr_images"]
+    assert rates["channel"] > 20 * rates["zca"]
+
+
 def test_small_classes_have_no_tiles_and_smaller_ones_are_refused():
     few = replace(PHOTOS, train={**PHOTOS.train, "class 3": 39})
     assert chosen(1.0, few).config["distill"]["tiles"] == 1

@@ -86,6 +86,13 @@ def test_a_round_follows_the_gradient_of_full_unrolling(job, soft):
     torch.testing.assert_close(state["targets"], targets)
 
 
+def test_a_start_with_soft_labels_is_a_set_of_its_own(job):
+    method = mtt(replace(RECIPE, loss="soft_ce"), soft_labels=True)
+    shard = method.finish(method.init(job))
+    assert shard.targets.shape == (10, 10)
+    torch.testing.assert_close(shard.targets.exp().sum(dim=1), torch.ones(10))
+
+
 def test_the_approximation_is_another_gradient(job):
     images = []
     for exact in (True, False):

@@ -215,6 +215,12 @@ def test_a_file_of_other_bytes_is_refused(path, content):
     assert "the file is damaged (" in refusal(path)
 
 
+def test_a_file_that_nobody_took_for_an_artifact_is_not_to_be_deleted(tmp_path):
+    (tmp_path / "digits_ipc10.json").write_text("{}")
+    message = refusal(tmp_path / "digits_ipc10.json")
+    assert "is another kind of file" in message and "delete" not in message
+
+
 def test_another_kind_is_refused(path):
     assert (
         refusal(path, "shard")

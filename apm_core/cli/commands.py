@@ -179,7 +179,7 @@ def plan(configs: tuple[Path, ...]) -> None:
 def fit(folder: Path, out: Path | None, **options: Any) -> None:  # noqa: ANN401 - a wish
     """Write a config for FOLDER, one sub-folder per class, that fits into some hours here.
 
-    Some steps of training are measured for it, which takes seconds.
+    Some steps of training are measured for it, which takes about a minute.
     """
     from apm_core.cli import fitted
 

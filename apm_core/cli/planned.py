@@ -34,15 +34,23 @@ def lines(configs: Sequence[Path]) -> Iterator[str]:
             " first"
         )
         return
-    threads = min(plan.settings.compute.threads, torch.get_num_threads())
+    cores = torch.get_num_threads()
+    threads = min(plan.settings.compute.threads, cores)
     torch.set_num_threads(threads)
-    cores = f"{threads} core{'s' * (threads > 1)} of this machine"
     work, note = list(works(plan, size)), busy()
     speed = measured()
     if any(map(speed.compiles, work)):
         speed = replace(speed, fused=fused_share(speed))
     cpu, gpu = (expected(own, plan, work) for own in (speed, reckoned("cuda")))
-    yield f"estimates: {cores} (measured for seconds), a GPU (reckoned, not measured)"
+    yield (
+        f"estimates: {threads} core{'s' * (threads > 1)} of this machine (measured for seconds), a"
+        " GPU (reckoned, not measured)"
+    )
+    if cores // threads > 1:
+        yield (
+            f"  one job after the other; {cores} cores run {cores // threads} at once, where so"
+            " many wait"
+        )
     if note:
         yield f"  {note}"
     for stage in cpu:

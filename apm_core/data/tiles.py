@@ -82,9 +82,14 @@ class Tiles:
         tiles can, in least squares, by `gradient` (N * t * t, C, S, S).
 
         It is the gradient that `pull_back` gives, freed of how strongly decoding stretches each
-        direction (a Gauss-Newton step): rates mean what they mean for whole images, and steps do
-        not depend on the space in which tiles are stored.
+        direction (a Gauss-Newton step): for steps along it, rates mean what they mean for whole
+        images, whatever the space in which tiles are stored. Adam and LAMB take no notice of its
+        scale: their rates are those of stored pixels.
         """
+        if self.whitening.kind != "zca":  # no mixing of pixels: each side is solved alone
+            shrink, std = self._shrink(gradient), self._whitening(gradient.device).std
+            changed = shrink @ gradient @ shrink.T
+            return self._joined(changed if std is None else std.view(-1, 1, 1) * changed)
         pulled = self._cut(self.pull_back(gradient))
         flat = pulled.flatten(1).double()
         solved = torch.cholesky_solve(flat.T, self._stretch(pulled)).T

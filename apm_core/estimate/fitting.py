@@ -1,8 +1,8 @@
 """A run that fits into some hours: sizes and rounds chosen by what the machine was measured to do.
 
 What is chosen among was measured on CIFAR-10 (docs/results.md): `apm_plus` with early teachers,
-students of 25 epochs in small batches, tiles. The only thing measured on the images at hand is how
-long networks take for them.
+students of 25 epochs in small batches, tiles; the rate of the images without ZCA on Tiny ImageNet.
+The only thing measured on the images at hand is how long networks take for them.
 """
 
 import math
@@ -28,6 +28,8 @@ TEACHER_STEPS = 780  # of an early teacher: 4 passes over 50,000 images in batch
 LEAST_PASSES, MOST_PASSES = 4, 40  # of a teacher: of few images more are learned by heart
 ENOUGH, LEAST, MOST = 60, 20, 600  # rounds
 STUDENT_EPOCHS = 25
+# of the images, by whitening: for a hundred of them, and at most
+RATES = {"zca": (3.0, 15.0), "channel": (85.0, 425.0)}
 FULL_PASSES = 3  # of the networks on all images, for every pass of a teacher
 
 
@@ -161,6 +163,8 @@ def _config(wish: Wish, size: Size, level: Level, tiles: int, rounds: int) -> di
     passes = round(TEACHER_STEPS * teacher_batch / size.train)
     teacher_epochs = min(MOST_PASSES, max(LEAST_PASSES, passes))
     side = size.shape.resolution
+    whitening = "zca" if side <= LARGEST_ZCA else "channel"
+    rate, most = RATES[whitening]
     return {
         "ipc": wish.ipc,
         "dataset": {
@@ -169,7 +173,7 @@ def _config(wish: Wish, size: Size, level: Level, tiles: int, rounds: int) -> di
             "data_dir": wish.data_dir,
             "resolution": side,
             "channels": size.shape.channels,
-            "whitening": "zca" if side <= LARGEST_ZCA else "channel",
+            "whitening": whitening,
         },
         "compute": {"threads": wish.cores},
         "teachers": {"width": level.width, "batch": teacher_batch, "drop_at": 0.7},
@@ -184,7 +188,7 @@ def _config(wish: Wish, size: Size, level: Level, tiles: int, rounds: int) -> di
         "distill": {"methods": ["random_plus", "apm_plus"], "tiles": tiles, "rounds": rounds},
         "methods": {
             "apm_plus": {
-                "lr_images": round(min(15.0, 3.0 * math.sqrt(max(1.0, images / 100))), 1),
+                "lr_images": round(min(most, rate * math.sqrt(max(1.0, images / 100))), 1),
                 "teacher_epochs": [teacher_epochs // 2, teacher_epochs],
                 "label_epoch": teacher_epochs,
             }

@@ -207,10 +207,14 @@ class Method(Configured, ABC):
         Returns: the number of images that a round updates, and an estimate of its seconds by
         `clock`.
         """
+        return len(state["images"]), self.seconds_of(0, state, clock)
+
+    def seconds_of(self, index: int, state: State, clock: Callable[[], float]) -> float:
+        """Of round `index`, by `clock`; `state` stays as it is."""
         copy = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
         started = clock()
-        self.round(copy, 0)
-        return len(state["images"]), clock() - started
+        self.round(copy, index)
+        return clock() - started
 
     def placed(self, state: State, job: Job) -> State:
         """The state, each tensor in `job.home` (movers at home) or on the device (all others)."""

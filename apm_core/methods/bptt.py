@@ -11,6 +11,8 @@ Deviations from the published method: the inner training is plain SGD with a lea
 is Adam with a fixed one); the labels are logits under soft cross-entropy; one network a round.
 """
 
+from collections import deque
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -82,6 +84,7 @@ class BPTT(Method):
         """Load the real images, and compile the inner training and the loss on real images."""
         self.job, compute, net = job, job.compute, job.spec.network(job.compute.device)
         self.net = net
+        net.module.eval()  # dropout would draw from no stream of the job
         self.training = inner_training(job, self.inner, soft_ce, learn_targets=True)
         self.real = job.data.examples("train", compute)
 
@@ -110,7 +113,8 @@ class BPTT(Method):
         steps, differentiated through the last `window`.
         """
         steps = self.steps(state, index)
-        start = self.training.train(self.fresh(state, index), steps[:first], *learned(state))[-1]
+        course = self.training.course(self.fresh(state, index), steps[:first], *learned(state))
+        start = deque(course, maxlen=1).pop()  # the others are forgotten
         last = steps[first : first + window]
         return self.training.differentiate(start, self._end(index), last, *learned(state))
 

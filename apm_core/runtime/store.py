@@ -320,6 +320,8 @@ def _opened(path: str | Path) -> Iterator[tuple[zarr.Group, list[str]]]:
     """
     if not Path(path).is_file():
         raise ArtifactError(f"{path}: there is no such file: run snakemake {path}")
+    if Path(path).suffix != ".zip" and not zipfile.is_zipfile(path):
+        raise ArtifactError(f"{path}: is another kind of file, expected one of apm's .zarr.zip")
     try:
         # looked into before zarr does, which hides a damaged directory behind errors of its own
         with zipfile.ZipFile(path) as members:

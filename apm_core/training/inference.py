@@ -18,11 +18,12 @@ def forward_flops(net: FlatNet, image: Sequence[int], compute: Compute) -> float
     """Floating-point operations of one image of shape `image` (C, H, W) through `net`."""
     from torch.utils.flop_counter import FlopCounterMode  # imports triton, which takes a while
 
-    training = net.module.training
+    modes = {module: module.training for module in net.module.modules()}
     net.module.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net.module(torch.zeros(1, *image, device=compute.device, dtype=net.vector.dtype))
-    net.module.train(training)
+    for module, training in modes.items():  # dropout may be off in a network that is trained
+        module.training = training
     return float(counter.get_total_flops())
 
 

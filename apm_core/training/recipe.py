@@ -127,7 +127,9 @@ def online_recipe(training: OnlineTraining, ipc: int) -> Recipe:
     labels: AdamW along half a cosine, and CutMix of every batch.
 
     Its random crops keep at least the share of a tile, and its shuffling of patches makes mosaics;
-    images here are decoded whole, and both leave them as they are.
+    images here are decoded whole, and both leave them as they are. Batch and rate are the same for
+    all data sets and networks, where it doubles the batch for 100 or 1,000 classes and has a rate
+    of 5e-4 for VGG11 and of 1e-4 for AlexNet and ViT.
     """
     own = {"lr", "weight_decay", "temperature", "augment"}
     return Recipe(

@@ -15,8 +15,9 @@ that of its paper, which counts its steps from one in every run and adds an epsi
 corrected root, and its inner loss is larger by n C / lambda (`implicit.py`), which only that
 epsilon feels; the search for both inner rates begins in leaps; AdaBelief as in its paper; the
 regression always sees the whole set, not a random part of it (only the real images pass in
-segments); the set is trained on with siamese augmentation's groups, and its rate changes from pass
-to pass.
+segments); the pool's networks learn from at most 1,000 random images of the set a step, as FRePo's
+do; the set is trained on with siamese augmentation's groups, and its rate changes from pass to
+pass.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,8 @@ Deviations from the published code, apart from those of `mtt.py` that concern th
 and the random streams: where an expert classifies too few images of a class correctly, those of the
 next experts are added for this class alone (published: the next expert from there on), and random
 ones in the end, with the mean logits of all experts; `start: real` has the same labels (published:
-the logits of one expert, right or wrong).
+the logits of one expert, right or wrong). With tiles the labels of the start are those of the
+images before they are stored.
 """
 
 from apm_core.errors import ConfigError

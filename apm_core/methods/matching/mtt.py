@@ -56,11 +56,13 @@ class MTT(Method):
         images, classes = job.real_images()
         require_batch(self.key("batch"), self.settings.batch, images)
         self.attach(job)
-        return {**start_of(self.settings, images, classes, job), "targets": classes}
+        state = start_of(self.settings, images, classes, job)
+        return {**state, "targets": self._first_labels(state["images"]) if self.soft else classes}
 
     def attach(self, job: Job) -> None:
         """Hold the experts."""
         self.job, self.net = job, job.spec.network(job.compute.device)
+        self.net.module.eval()
         loss = soft_cross_entropy if self.soft else F.cross_entropy
         self.training = inner_training(job, self.inner, loss, exact=self.settings.exact)
         self.experts = Experts(job, self)
@@ -83,6 +85,12 @@ class MTT(Method):
         if self.soft:
             targets = targets.clamp_min(1e-12).log()  # logits of these probabilities
         return Shard(shard.images, shard.classes, targets, float(state["rate"]))
+
+    def _first_labels(self, images: Tensor) -> Tensor:
+        """Soft labels before the first round, which gives others."""
+        stream = (*self.job.stream, "start")
+        _, expert = self.experts.piece(range(self.settings.start_below), *stream)
+        return self._labels(expert, images)
 
     @torch.no_grad()
     def _labels(self, target: Tensor, images: Tensor) -> Tensor:

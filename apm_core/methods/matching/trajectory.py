@@ -8,7 +8,7 @@ it. Here the recursion is run backwards through all steps, one double backward e
 leaving it out is a switch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,17 +132,16 @@ class Trajectory:
         self._gradient = compute.compiled(gradient, flops=3.0 * flops, **work)
         self._product = compute.compiled(product, flops=9.0 * flops, **work)
 
-    def train(
+    def course(
         self, start: Tensor, steps: Sequence[Step], images: Tensor, targets: Tensor, rate: Tensor
-    ) -> list[Tensor]:
-        """The parameters (P,) at the start and after each of the steps."""
-        thetas = [start]
+    ) -> Iterator[Tensor]:
+        """Train, and yield the parameters (P,) at the start and after each of the steps."""
+        theta = start
+        yield theta
         for step in steps:
             batch = augment.augment(images[step.index], step.drawn)
-            thetas.append(
-                thetas[-1] - rate * self._gradient(thetas[-1], batch, targets[step.index])
-            )
-        return thetas
+            theta = theta - rate * self._gradient(theta, batch, targets[step.index])
+            yield theta
 
     def differentiate(
         self,
@@ -162,7 +161,7 @@ class Trajectory:
 
         Memory: N parameter vectors, and the double backward of one step.
         """
-        thetas = self.train(start, steps, images, targets, rate)
+        thetas = list(self.course(start, steps, images, targets, rate))
         value, v = end(thetas[-1])
         by_images, by_rate = torch.zeros_like(images), torch.zeros_like(rate)
         by_targets = torch.zeros_like(targets) if self.learn_targets else None
