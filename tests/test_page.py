@@ -252,10 +252,23 @@ def test_published_points_have_a_source_and_a_size():
 
 def test_published_points_are_marked_as_such(results):
     results["run"]["dataset"] = "cifar10"
+    for one in results["methods"].values():
+        one["images"] = 20
     with style.applied():
         chart, _ = frontier.charts(results)
     assert "published, of ConvNets of width 128" in chart.text
     assert "arXiv:2310.05773, Table 1" in chart.text
+
+
+@pytest.mark.parametrize("change", ["classes", "held_out", "resolution", None])
+def test_published_points_are_of_the_same_data(results, change):
+    dataset = {"source": "cifar10", change: 0.1} if change in ("held_out", "resolution") else {}
+    results["run"] |= {"dataset": "cifar10", "settings": {"dataset": dataset}}
+    for one in results["methods"].values():
+        one["images"] = 10 if change == "classes" else 20
+    with style.applied():
+        text = frontier.charts(results)[0].text
+    assert ("published" in text) == (change is None)
 
 
 def test_the_page_asks_for_nothing_outside(results):

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from apm_core.data import public_size
 from apm_core.report.charts import style
 from apm_core.report.charts.style import Chart
 from apm_core.report.published import Published, published
@@ -114,9 +115,17 @@ def _ceiling(axes: Axes, results: Mapping[str, Any], network: str) -> None:
 
 
 def _published(results: Mapping[str, Any], methods: Methods) -> list[Published]:
+    """What papers state of the same data: all classes, at the size and with the test split that
+    everybody has.
+    """
     dataset = results["run"].get("settings", {}).get("dataset", {})
     name = dataset.get("source") or dataset.get("name") or results["run"]["dataset"]
-    return published(name, methods)
+    found = published(name, methods)
+    if not found or dataset.get("held_out"):
+        return []
+    public = public_size(name)
+    whole = all(one["images"] == public.classes * results["run"]["ipc"] for one in methods.values())
+    return found if whole and dataset.get("resolution") in (None, public.side) else []
 
 
 def _made(
