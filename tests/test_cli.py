@@ -275,17 +275,20 @@ def test_a_plan_compiles_a_network_where_jobs_will(tmp_path, monkeypatch):
     assert asked == [plain]
 
 
+def test_a_plan_says_how_many_jobs_run_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planned, "measured", lambda: Speed("cpu", 1e-11, 1e-9, 1e-3))
+    monkeypatch.setattr(planned.torch, "get_num_threads", lambda: 5)
+    two = {**TINY, "compute": {"threads": 2}}
+    assert "5 cores run 2 at once" in call("plan", write(tmp_path, two))
+
+
 def test_the_plan_says_what_is_estimated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(planned, "busy", lambda: "other programs run")
     text = call("plan", write(tmp_path, TINY))
     assert "reckoned, not measured" in text and "GB" in text
     assert "\n  other programs run\n" in text
-    monkeypatch.setattr(planned.torch, "get_num_threads", lambda: 5)
-    two = {**TINY, "compute": {"threads": 2}}
-    assert "5 cores run 2 at once" in call("plan", write(tmp_path, two))
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     for stage in ("teachers", "distill", "evaluate", "ceiling", "nas_proxy", "nas_reference"):
         assert re.search(rf"^  {stage} +[\d.]+ (s|min|h|d) ", text, re.MULTILINE), stage
     assert "not estimated" not in text
