@@ -320,9 +320,9 @@ def _opened(path: str | Path) -> Iterator[tuple[zarr.Group, list[str]]]:
     """
     if not Path(path).is_file():
         raise ArtifactError(f"{path}: there is no such file: run snakemake {path}")
-    if Path(path).suffix != ".zip" and not zipfile.is_zipfile(path):
-        raise ArtifactError(f"{path}: is another kind of file, expected one of apm's .zarr.zip")
     try:
+        if Path(path).suffix != ".zip" and not _begins_as_zip(path):
+            raise ArtifactError(f"{path}: is another kind of file, expected one of apm's .zarr.zip")
         # looked into before zarr does, which hides a damaged directory behind errors of its own
         with zipfile.ZipFile(path) as members:
             places = [name.split("/") for name in members.namelist()]
@@ -344,6 +344,12 @@ def _opened(path: str | Path) -> Iterator[tuple[zarr.Group, list[str]]]:
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"{path}: the file is damaged ({reason}): {_remedy(path)}") from error
+
+
+def _begins_as_zip(path: str | Path) -> bool:
+    """Whether a file is a zip or was one: what is cut short still begins as such."""
+    with Path(path).open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def _remedy(path: str | Path) -> str:
