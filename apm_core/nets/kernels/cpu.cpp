@@ -4,6 +4,10 @@
 // core's own cache. Pixels are read in the order of memory, a block of channels at a time, whose
 // sums stay in registers.
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -43,15 +47,15 @@ inline void store(float* at, Floats values, int count) {
 // rounds to the nearest, ties to even; NaN stays NaN
 template <bool whole>
 inline void store(BFloat16* at, Floats values, int count) {
+#ifdef __AVX512BF16__
+    Halves halves = (Halves)_mm512_cvtneps_pbh((__m512)values);  // subnormal values become 0
+#else
     Words bits = (Words)values;
     Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     Words nan = (Words)(values != values);
     Halves halves = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), Halves);
+#endif
     std::memcpy(at, &halves, whole ? sizeof halves : count * sizeof(BFloat16));
-}
-
-inline Floats where(Words condition, Floats one, Floats other) {
-    return (Floats)((condition & (Words)one) | (~condition & (Words)other));
 }
 
 struct Size {
@@ -72,18 +76,14 @@ struct Block {
         return load<whole>(values + block * LANES, last);
     }
 
-    // the mean, and 1 / sqrt(variance + eps)
+    // the mean, and 1 / sqrt(variance + eps), by sums around the mean of the first row: at most
+    // sqrt(height - 1) standard deviations from that of the map, so that few digits cancel
     void moments(const T* x, float eps, float* mean, float* rstd) const {
         const float pixels = float(size.height * size.width);
         Floats middle[blocks] = {}, first[blocks] = {}, second[blocks] = {};
-        for (int64_t row = 0; row < size.height; row++) {
-            Floats sum[blocks] = {};
-            const T* pixel = x + row * size.width * size.channels;
-            for (int64_t column = 0; column < size.width; column++, pixel += size.channels)
-                for (int b = 0; b < blocks; b++) sum[b] += at(pixel, b);
-            for (int b = 0; b < blocks; b++) middle[b] += sum[b];
-        }
-        for (int b = 0; b < blocks; b++) middle[b] /= pixels;
+        for (int64_t column = 0; column < size.width; column++)
+            for (int b = 0; b < blocks; b++) middle[b] += at(x + column * size.channels, b);
+        for (int b = 0; b < blocks; b++) middle[b] /= float(size.width);
         for (int64_t row = 0; row < size.height; row++) {
             Floats sum[blocks] = {}, squares[blocks] = {};
             const T* pixel = x + row * size.width * size.channels;
@@ -96,7 +96,7 @@ struct Block {
             for (int b = 0; b < blocks; b++) first[b] += sum[b], second[b] += squares[b];
         }
         for (int b = 0; b < blocks; b++) {
-            Floats apart = first[b] / pixels;  // what rounding left of the mean
+            Floats apart = first[b] / pixels;
             Floats variance = second[b] / pixels - apart * apart + eps;
             Floats inverse;
             for (int lane = 0; lane < LANES; lane++) inverse[lane] = 1 / std::sqrt(variance[lane]);
@@ -132,7 +132,7 @@ struct Block {
                     for (int64_t step : {int64_t(0), size.channels, down, down + size.channels}) {
                         Floats centred = at(pixel + step, b) - to.middle[b];
                         Floats y = centred * to.slope[b] + to.offset[b];
-                        total += where((Words)(y < 0), Floats{}, y);
+                        total += y < 0 ? Floats{} : y;
                     }
                     store<whole>(out + b * LANES, total * 0.25f, last);
                 }
@@ -145,7 +145,7 @@ struct Block {
         const Affine to(*this, scale, shift, mean, rstd);
         // of y at a pixel, whose distance from the mean is `centred`
         auto gradient = [&](Floats centred, Floats quarter, int b) {
-            return where((Words)(centred * to.slope[b] + to.offset[b] <= 0), Floats{}, quarter);
+            return centred * to.slope[b] + to.offset[b] <= 0 ? Floats{} : quarter;
         };
         Floats plain[blocks] = {}, weighted[blocks] = {};
         const int64_t down = size.width * size.channels;
