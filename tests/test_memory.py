@@ -14,6 +14,7 @@ from apm_core.methods.apm import apm as module
 from apm_core.runtime import memory
 from apm_core.runtime.device import Compute
 from apm_core.runtime.memory import GB, largest_segment
+from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.compute import ComputeSettings
 from apm_core.settings.stages import DistillSettings
@@ -237,6 +238,44 @@ def test_a_budget_picks_the_segment_and_leaves_the_result(
     assert re.fullmatch(r"expected: \S+ h for 5 rounds of \S+ s, and 1.7e-06 GB", expected)
     assert cut.info["peak_memory_bytes"] == 1600  # the last of the parts of 7, 7 and 6
     assert cut.arrays["images"] == pytest.approx(whole.arrays["images"], abs=1e-5)
+
+
+def test_a_budget_set_for_a_killed_run_is_kept_by_its_rest(
+    settings, digits, teachers, tmp_path, monkeypatch
+):
+    sizes: list[int] = []
+    original = module.APM.segment_gradient
+
+    def noted(self, images, *rest):
+        sizes.append(len(images))
+        return original(self, images, *rest)
+
+    def until(number: int):
+        def stop(done: int, *_) -> None:
+            if done == number:
+                raise KeyboardInterrupt
+
+        return stop
+
+    def part(name: str, stop: int, budget: Budget | None) -> list[str]:
+        lines: list[str] = []
+        resume = Resume(tmp_path, "shard", every=0)
+        run = Run(replace(CPU, report=lines.append), resume, until(stop))
+        sizes.clear()
+        try:
+            distill_shard(tmp_path / name, settings, 0, digits, teachers, run, budget=budget)
+        except KeyboardInterrupt:
+            return lines
+        raise AssertionError("was not stopped")
+
+    monkeypatch.setattr(module.APM, "segment_gradient", noted)
+    monkeypatch.setattr(memory, "peak", lambda _: 1000 + 100 * (sizes or [0])[-1])
+    budget = Budget(1_750, "compute.memory_gb")
+    assert part("a", 1, None) and set(sizes) == {20}
+    lines = part("b", 2, budget)
+    assert any("allow 7 images at a time" in line for line in lines) and sizes[-3:] == [7, 7, 6]
+    lines = part("c", 3, budget)
+    assert lines[-1].startswith("going on from round 2") and sizes == [7, 7, 6]
 
 
 def test_rehearsals_leave_no_trace(settings, digits, teachers, tmp_path, monkeypatch):

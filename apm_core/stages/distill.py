@@ -56,8 +56,9 @@ def distill(
     show them to `recorder`.
 
     With `resume` the state is saved as time passes and a saved one is continued; the result has the
-    same bits. With `budget` the segment is what fits into it. When memory runs out all the same,
-    the segment is halved and the round done again.
+    same bits. With `budget` the segment is what fits into it, also of a continued run, whose
+    segment stays as it was while the budget does. When memory runs out all the same, the segment is
+    halved and the round done again.
     Raises DivergenceError at the first round whose figures are not finite.
     """
     saved = resume.load() if resume else None
@@ -68,11 +69,14 @@ def distill(
                 job = fitted(method, job, state, budget)
             job = predict(method, job, state, rounds)
     else:
-        if budget:
+        resumed = replace(job, segment=saved["segment"])
+        method.attach(resumed)
+        state, first = method.placed(saved["state"], resumed), saved["round"]
+        if budget and saved.get("budget") != budget.bytes:  # perhaps since the job was killed for it
+            resumed = fitted(method, job, state, budget)
+        elif budget:
             memory.limit(budget.bytes, job.compute)
-        job = replace(job, segment=saved["segment"])
-        method.attach(job)
-        state, first = method.placed(saved["state"], job), saved["round"]
+        job = resumed
         if recorder:
             recorder.kept = saved.get("history", recorder.kept)  # none before histories were kept
         job.compute.report(f"going on from round {first} of {rounds}")
@@ -91,6 +95,7 @@ def distill(
             recorder.note(index, figures)
         if resume and resume.due():
             saved = {"round": index, "segment": job.segment, "state": state}
+            saved["budget"] = budget.bytes if budget else None
             resume.save(saved | ({"history": recorder.kept} if recorder else {}))
         progress(index, rounds, figures)
     return method.finish(state)
