@@ -36,6 +36,7 @@ from apm_core.training.recipe import Recipe
 from apm_core.training.trainer import Trainer
 
 SMALLEST_DISTANCE = 1e-8  # keeps the logarithm of a perfect match finite
+LABELLED = 250  # images that a teacher labels at a time: more of them take memory, and as long
 LATE = 0.3  # share of the image rate from half of the rounds on
 
 
@@ -181,7 +182,8 @@ class APM(Method):
         state["teacher"] = int(torch.randint(len(pool), (), generator=random))
         state["epoch"] = self._draw_epoch(random)
         teacher = pool.load(state["teacher"], state["epoch"])
-        self.examples.targets.copy_(logits(teacher, images, compute, batch=self.segment))
+        most = min(self.segment, LABELLED)
+        self.examples.targets.copy_(logits(teacher, images, compute, batch=most))
         start = pool.spec.fresh(*stream, "student", 0)
         state["students"] = torch.stack(self.trainer.fit(start, *stream, 0, keep=self.keep))
 
