@@ -72,7 +72,7 @@ def distill(
         resumed = replace(job, segment=saved["segment"])
         method.attach(resumed)
         state, first = method.placed(saved["state"], resumed), saved["round"]
-        if budget and saved.get("budget") != budget.bytes:  # perhaps since the job was killed for it
+        if budget and saved.get("budget") != budget.bytes:  # set since the job was killed
             resumed = fitted(method, job, state, budget)
         elif budget:
             memory.limit(budget.bytes, job.compute)
