@@ -1,6 +1,7 @@
 """Segments that fit a budget, and what happens when memory runs out all the same."""
 
 import math
+import os
 import random
 import re
 from dataclasses import replace
@@ -276,6 +277,28 @@ def test_a_budget_set_for_a_killed_run_is_kept_by_its_rest(
     assert any("allow 7 images at a time" in line for line in lines) and sizes[-3:] == [7, 7, 6]
     lines = part("c", 3, budget)
     assert lines[-1].startswith("going on from round 2") and sizes == [7, 7, 6]
+
+
+def test_a_machine_that_may_kill_the_job_is_named(
+    settings, digits, teachers, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "peak", lambda _: 5 * 10**9)
+    for name, there, warned in (
+        ("a", 6 * 10**9, True),
+        ("b", 9 * 10**9, False),
+        ("c", None, False),
+    ):
+        monkeypatch.setattr(memory, "obtainable", lambda _, there=there: there)
+        _, lines = shard(tmp_path / name, settings, digits, teachers)
+        warning = "warning: the machine has 6 GB for this job and may kill it: if it does, set"
+        assert any(line.startswith(warning) for line in lines) == warned
+
+
+@pytest.mark.skipif(not memory.SYSTEM.is_file(), reason="of Linux")
+def test_obtainable_memory_is_less_than_the_machine_has_and_more_than_is_taken():
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    assert memory.peak(CPU) / 2 < memory.obtainable(CPU) < 1.5 * pages * size
+    assert memory.obtainable(Compute(torch.device("cuda"))) is None
 
 
 def test_rehearsals_leave_no_trace(settings, digits, teachers, tmp_path, monkeypatch):

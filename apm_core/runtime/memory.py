@@ -13,6 +13,7 @@ from apm_core.runtime.device import Compute
 GB = 1e9
 HOME_SHARE = 0.25  # of the memory of a GPU, or of a job's limit, for one thing that stays there
 STATUS = Path("/proc/self/status")
+SYSTEM = Path("/proc/meminfo")
 RESET_PEAK = Path("/proc/self/clear_refs")  # 5 sets the peak resident size to the present one
 
 
@@ -35,11 +36,25 @@ def peak(compute: Compute) -> int:
     if compute.device.type == "cuda":
         return torch.cuda.max_memory_reserved(compute.device)
     if STATUS.is_file():
-        line = next(li for li in STATUS.read_text().splitlines() if li.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+        return _kilobytes(STATUS, "VmHWM") * 1024
     import resource  # not on every system
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def obtainable(compute: Compute) -> int | None:
+    """Bytes of host memory that this process has or can still get beside the others of the machine;
+    None on a GPU, and where the system has no /proc.
+    """
+    if compute.device.type != "cpu" or not (STATUS.is_file() and SYSTEM.is_file()):
+        return None
+    return (_kilobytes(SYSTEM, "MemAvailable") + _kilobytes(STATUS, "VmRSS")) * 1024
+
+
+def _kilobytes(file: Path, name: str) -> int:
+    """The number behind `name` in a file of Linux's about memory."""
+    line = next(line for line in file.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1])
 
 
 def reset_peak(compute: Compute) -> None:

@@ -25,6 +25,7 @@ from apm_core.settings.stages import DistillSettings
 from apm_core.training.teacher_pool import TeacherPool
 
 KIND = "shard"
+NEAR = 0.7  # of the memory that can be had: peaks of rounds were up to 1.2 times the rehearsal's
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,16 @@ def predict(method: Method, job: Job, state: State, rounds: int) -> Job:
             break
         except RuntimeError as error:
             job = smaller(method, job, state, error)
+    needed, obtainable = memory.peak(job.compute), memory.obtainable(job.compute)
     job.compute.report(
         f"expected: {seconds * rounds / 3600:.2g} h for {rounds} rounds of {seconds:.3g} s, and"
-        f" {memory.peak(job.compute) / memory.GB:.3g} GB"
+        f" {needed / memory.GB:.3g} GB"
     )
+    if obtainable and needed > NEAR * obtainable:
+        job.compute.report(
+            f"warning: the machine has {obtainable / memory.GB:.3g} GB for this job and may kill"
+            " it: if it does, set compute.memory_gb and run the same command again"
+        )
     return job
 
 
