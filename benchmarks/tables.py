@@ -217,10 +217,15 @@ def published_size(*reports: dict[str, Any]) -> str:
     a run has, plain pixels or tiles; and the full data.
     """
 
+    def known_as(run: dict[str, Any]) -> str:
+        """The public name of the data, which those read from a folder have before their width."""
+        dataset = run["settings"]["dataset"]
+        return dataset["name"].split("_")[0] if dataset["source"] == "folder" else dataset["source"]
+
     def best(run: dict[str, Any], form: str) -> str:
         known = [
             one
-            for one in published(run["settings"]["dataset"]["source"])
+            for one in published(known_as(run))
             if one.ipc == run["ipc"] and one.method.endswith(TILES) == bool(form)
         ]
         first = max(known, key=lambda one: one.accuracy)
@@ -232,7 +237,7 @@ def published_size(*reports: dict[str, Any]) -> str:
     lines = []
     for report in reports:
         run, methods = report["run"], report["methods"]
-        cells = [f"{run['settings']['dataset']['source']}, {run['ipc']} per class"]
+        cells = [f"{known_as(run)}, {run['ipc']} per class"]
         for form in forms:
             scores = (methods.get(name + form, {"accuracy": {}}) for name in (OURS, CONTROL))
             cells += [shown(one["accuracy"].get("convnet")) for one in scores]
