@@ -1,6 +1,7 @@
 """The page of a run: what it compares, shows and leaves out; opened by a browser."""
 
 import base64
+import copy
 import io
 import json
 import re
@@ -153,6 +154,13 @@ def test_the_lead_names_the_first_and_how_far_it_is_ahead(results):
         "<strong>apm</strong> is first: 56.0 % with convnet, 15.5 points above &lt;random&gt; &amp;"
         " co, real images with the same labels: real gain."
     )
+    results["methods"]["tiles"] = copy.deepcopy(results["methods"]["tiled"])
+    results["methods"]["tiles"]["accuracy"]["convnet"]["mean"] = 40.5  # as the control of apm
+    assert comparison.lead(results).endswith(
+        " real gain. Of the sets of 2 x 2 tiles, <strong>tiled</strong> is first: 61.0 % with"
+        " convnet; no other set of the run is its control."
+    )
+    del results["methods"]["tiles"]
     results["methods"]["apm"]["control"] = None
     assert comparison.lead(results).endswith("no other set of the run is its control.")
     del results["methods"]["apm"], results["methods"]["dm"]

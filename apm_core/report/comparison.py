@@ -45,16 +45,25 @@ def measures(results: Results) -> str:
 
 
 def lead(results: Results) -> str:
-    """One sentence: which set of whole images is first on the first network, and whether the
-    difference to its control is real.
+    """A sentence for whole images, and one for each kind of tiles: which set is first on the first
+    network, and whether the difference to its control is real.
     """
     methods = results["methods"]
     network = next((n for one in methods.values() for n in one["accuracy"]), None)
-    best = _best(methods, [("accuracy", network)]).get(("accuracy", network, 1))
-    if best is None:
-        return ""
-    name = next(n for n in methods if methods[n]["accuracy"].get(network, {}).get("mean") == best)
-    text = f"<strong>{escape(name)}</strong> is first: {best:.1f} % with {escape(network)}"
+    best = _best(methods, [("accuracy", network)])
+    forms = sorted((tiles, mean) for (*_, tiles), mean in best.items())
+    return " ".join(_first(results, network, tiles, mean) for tiles, mean in forms)
+
+
+def _first(results: Results, network: str, tiles: int, best: float) -> str:
+    methods = results["methods"]
+    name = next(
+        name
+        for name, one in methods.items()
+        if one.get("tiles", 1) == tiles and one["accuracy"].get(network, {}).get("mean") == best
+    )
+    among = f"Of the sets of {tiles} x {tiles} tiles, " if tiles > 1 else ""
+    text = f"{among}<strong>{escape(name)}</strong> is first: {best:.1f} % with {escape(network)}"
     found = difference(results, name, "accuracy", network)
     if found is None:
         return f"{text}; no other set of the run is its control."
