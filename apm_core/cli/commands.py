@@ -139,7 +139,7 @@ def train(file: Path, arch: str, test: Path | None, **options: Any) -> None:  # 
 @click.option("--resolution", type=Positive, help="Pixels per side to resize to.")
 @click.option("--skip-unreadable", is_flag=True, help="Name all damaged files and go on.")
 def doctor(folder: Path, ipc: int | None, resolution: int | None, skip_unreadable: bool) -> None:
-    """Examine a folder (or archive) of class folders before it is distilled."""
+    """Examine a folder or archive of images before it is distilled."""
     from apm_core.cli import shown
 
     for line in shown.examined(folder, ipc, resolution, skip_unreadable=skip_unreadable):
@@ -177,9 +177,10 @@ def plan(configs: tuple[Path, ...]) -> None:
 @click.option("--out", type=File, help="File to write; default: to the terminal.")
 @click.option("--force", is_flag=True, help="Replace the file.")
 def fit(folder: Path, out: Path | None, **options: Any) -> None:  # noqa: ANN401 - a wish
-    """Write a config for FOLDER, one sub-folder per class, that fits into some hours here.
+    """Write a config for a run on FOLDER that fits into hours here.
 
-    Some steps of training are measured for it, which takes about a minute.
+    FOLDER has one sub-folder per class. Some steps of training are measured for it, which takes
+    about a minute.
     """
     from apm_core.cli import fitted
 
