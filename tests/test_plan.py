@@ -309,7 +309,9 @@ def test_another_algorithm_number_changes_its_stage_alone(monkeypatch):
 
 
 def test_all_settings_but_how_to_compute_are_on_record():
-    told = edited(TABLE | {"nas.reference.table": "/a/b/t.csv"}).collect()
+    plan = edited(TABLE | {"nas.reference.table": "/a/b/t.csv"})
+    told = plan.collect()
+    assert set(told.record["methods"]) == {entry.method for entry in plan.entries.values()}
     assert set(told.record) == set(RunSettings.model_fields) - {"compute"} | {"precision"}
     assert "data_dir" not in told.record["dataset"]
     assert told.record["nas"]["reference"]["table"] == "t.csv"

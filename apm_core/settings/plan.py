@@ -270,8 +270,13 @@ class Plan:
         )
 
     def collect(self) -> CollectSettings:
-        """The settings of a results file, with a record of all settings but paths and compute."""
-        record = self.settings.model_dump(mode="json", exclude={"compute"})
+        """The settings of a results file, with a record of all settings but paths, compute, and
+        those of methods that the run does not use.
+        """
+        used = {item.method for item in self.entries.values()}
+        unused = set(type(self.settings.methods).model_fields) - used
+        left_out = {"compute": True, "methods": unused}
+        record = self.settings.model_dump(mode="json", exclude=left_out)
         del record["dataset"]["data_dir"]
         table = record["nas"]["reference"]["table"]
         record["nas"]["reference"]["table"] = table and Path(table).name
