@@ -11,7 +11,7 @@ from apm_core.errors import ConfigError
 from apm_core.settings.controls import Candidate, control_of
 from apm_core.settings.dataset import Images
 from apm_core.settings.evaluation import OnlineTraining, Protocol, RankedNetworks
-from apm_core.settings.method import IterativeSettings
+from apm_core.settings.method import IterativeSettings, methods
 from apm_core.settings.run import Entry, RunSettings
 from apm_core.settings.section import Section
 from apm_core.settings.stages import (
@@ -273,8 +273,7 @@ class Plan:
         """The settings of a results file, with a record of all settings but paths, compute, and
         those of methods that the run does not use.
         """
-        used = {item.method for item in self.entries.values()}
-        unused = set(type(self.settings.methods).model_fields) - used
+        unused = set(methods()) - {item.method for item in self.entries.values()}
         left_out = {"compute": True, "methods": unused}
         record = self.settings.model_dump(mode="json", exclude=left_out)
         del record["dataset"]["data_dir"]

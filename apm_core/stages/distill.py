@@ -70,14 +70,14 @@ def distill(
                 job = fitted(method, job, state, budget)
             job = predict(method, job, state, rounds)
     else:
-        resumed = replace(job, segment=saved["segment"])
-        method.attach(resumed)
-        state, first = method.placed(saved["state"], resumed), saved["round"]
+        state, first = method.placed(saved["state"], job), saved["round"]
         if budget and saved.get("budget") != budget.bytes:  # set since the job was killed
-            resumed = fitted(method, job, state, budget)
-        elif budget:
-            memory.limit(budget.bytes, job.compute)
-        job = resumed
+            job = fitted(method, job, state, budget)
+        else:
+            if budget:
+                memory.limit(budget.bytes, job.compute)
+            job = replace(job, segment=saved["segment"])
+            method.attach(job)
         if recorder:
             recorder.kept = saved.get("history", recorder.kept)  # none before histories were kept
         job.compute.report(f"going on from round {first} of {rounds}")
@@ -96,7 +96,7 @@ def distill(
             recorder.note(index, figures)
         if resume and resume.due():
             saved = {"round": index, "segment": job.segment, "state": state}
-            saved["budget"] = budget.bytes if budget else None
+            saved["budget"] = budget and budget.bytes
             resume.save(saved | ({"history": recorder.kept} if recorder else {}))
         progress(index, rounds, figures)
     return method.finish(state)
