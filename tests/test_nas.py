@@ -5,10 +5,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from scipy import stats
 
 from apm_core.errors import DataError
-from apm_core.nets.nasbench201 import sample
+from apm_core.nets.nasbench201 import network, parse, sample
 from apm_core.runtime import store
 from apm_core.runtime.device import threads_of
 from apm_core.runtime.resume import Resume
@@ -16,7 +17,14 @@ from apm_core.runtime.run import Run
 from apm_core.settings.evaluation import RankedNetworks, RankingTraining
 from apm_core.settings.stages import RankingSettings
 from apm_core.stages import nas
-from apm_core.stages.nas import architectures, compare, proxy, table_reference, train_reference
+from apm_core.stages.nas import (
+    architectures,
+    compare,
+    proxy,
+    table_reference,
+    train_reference,
+    train_short,
+)
 from apm_core.training.inference import accuracy
 
 ARCHS = sample(4, 0)
@@ -71,9 +79,13 @@ RUNS = [
 ]
 
 
+PARAMETERS = [5, 1, 5, 2, 9, 6, 9, 3]
+
+
 def compared(*runs: list[float], reference=REFERENCE, seed: int = 0, **told) -> dict:
     proxies = {"entry": "apm", "accuracies": list(runs), "seconds": 12.5}
     proxies |= {"architectures": list("abcdefgh")[: len(reference)], "device": "a CPU, 4 threads"}
+    proxies["parameters"] = PARAMETERS[: len(reference)]
     return compare(proxies, reference, "table", seed, **told)
 
 
@@ -108,6 +120,24 @@ def test_a_search_names_its_choice_the_best_and_the_cost_of_both_rankings():
         "by_set": {"seconds": 12.5, "core_seconds": 50.0, "device": "a CPU, 4 threads"},
         "by_full_data": {"seconds": 300.0, "core_seconds": 600.0, "device": "a CPU, 2 threads"},
     }
+
+
+def test_rankings_without_a_set_are_measured_as_that_by_the_set():
+    told = {"device": "a CPU, 4 threads", "seconds": 6.0}
+    found = compared(RUNS[0], short={"accuracies": RUNS, **told})["baselines"]
+    own = compared(*RUNS)
+    assert found["short"] == {
+        **{name: own[name] for name in ("spearman", "kendall")},
+        "pick": ["g"],
+        "accuracy": 70.0,
+        "cost": {**told, "core_seconds": 24.0},
+    }
+    by_size = found["parameters"]
+    expected = float(stats.spearmanr(REFERENCE, PARAMETERS).statistic)
+    assert by_size["spearman"]["mean"] == pytest.approx(expected)
+    assert (by_size["pick"], by_size["accuracy"]) == (["e", "g"], 60.0)
+    assert by_size["cost"]["seconds"] == 0
+    assert compared(RUNS[0])["baselines"].keys() == {"parameters"}
 
 
 def test_a_search_of_a_table_costs_no_training_and_level_networks_are_all_named():
@@ -181,6 +211,12 @@ def test_a_proxy_trains_every_network_with_every_seed(real_set, digits, cpu, set
     assert rankings(proxy(real_set, digits, settings, Run(cpu))) == rankings(result)
 
 
+def test_the_parameters_of_a_network_are_counted(real_set, digits, cpu, settings):
+    found = proxy(real_set, digits, settings, Run(cpu))["parameters"]
+    modules = [network(parse(arch), digits.shape, stem=4, cells=1) for arch in sample(3, 0)]
+    assert found == [sum(p.numel() for p in module.parameters()) for module in modules]
+
+
 def test_networks_side_by_side_have_the_accuracies_of_one_after_the_other(
     real_set, digits, cpu, settings
 ):
@@ -218,6 +254,38 @@ def test_proxies_are_trained_by_the_recipe_of_the_set(real_set, digits, cpu, set
     for recipe in recipes:
         assert (recipe.passes, recipe.schedule, recipe.nesterov) == (2, "cosine", True)
         assert (recipe.lr, recipe.weight_decay) == (0.05, 5e-4)
+
+
+@pytest.mark.parametrize(
+    ("per_class", "seen", "passes"), [(4, 80, 1), (75, 1438, 1), (180, 1438, 3), (500, 1438, 7)]
+)
+def test_a_short_training_sees_as_many_images_of_the_full_data_as_one_on_a_set(
+    digits, cpu, settings, monkeypatch, per_class, seen, passes
+):
+    """10 classes, 2 epochs: 20 times as many images as in a class go through a network."""
+    told = []
+
+    class Spy(nas.Trainer):
+        def __init__(self, net, recipe, compute, examples, **more):
+            told.append((recipe, examples))
+            super().__init__(net, replace(recipe, passes=1), compute, examples, **more)
+
+    monkeypatch.setattr(nas, "Trainer", Spy)
+    one = {"ranked": {"networks": 1}, "seeds": 1, "augment": "flip", "training": {"batch": 1024}}
+    found = train_short(digits, per_class, settings.changed(one), Run(cpu))
+    [(recipe, examples)] = told
+    assert (len(examples.targets), recipe.passes) == (seen, passes)
+    assert (recipe.loss, recipe.augment, recipe.lr) == ("ce", "flip", 0.05)
+    assert found["architectures"] == sample(1, 0) and len(found["accuracies"]) == 1
+    train = digits.examples("train", cpu)
+    rows = {row.numpy().tobytes() for row in train.images[torch.arange(len(train.targets))]}
+    drawn = [row.numpy().tobytes() for row in examples.images[torch.arange(seen)]]
+    assert rows.issuperset(drawn)
+
+
+def test_short_trainings_of_several_seeds_differ(digits, cpu, settings):
+    found = train_short(digits, 20, settings.changed({"augment": "none"}), Run(cpu))
+    assert len(found["accuracies"]) == 2 and found["accuracies"][0] != found["accuracies"][1]
 
 
 def test_the_reference_learns_the_digits(digits, cpu, settings):

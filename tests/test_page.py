@@ -230,6 +230,22 @@ def test_what_a_search_comes_to_is_a_row_of_each_set_that_ranked(results):
     cells = ["apm", "|a~0| | |<b>~0|", "71.3", "73.0", "60.0", "1,240", "145", "5,000 s"]
     assert row == cells
     assert search.table(results) in page.page(results, "", {})
+    cost = {"seconds": 3.0, "core_seconds": 12.0, "device": "a CPU, 4 threads"}
+    results["methods"]["apm"]["nas"]["baselines"] = {
+        "parameters": {"pick": ["|d~0|"], "accuracy": 70.0, "cost": cost},
+        "short": {"pick": ["|e~0|"], "accuracy": 72.0, "cost": cost},
+    }
+    results["methods"]["dm"]["nas"] = results["methods"]["apm"]["nas"]  # of a set of equal size
+    baselines = Text(search.table(results).partition("<p>")[0]).rows[3:]
+    assert baselines == [
+        [name, pick, accuracy, "73.0", "60.0", "12", "", "5,000 s"]
+        for name, pick, accuracy in (
+            ("by short trainings on all data", "|e~0|", "72.0"),
+            ("by number of parameters", "|d~0|", "70.0"),
+        )
+    ]
+    results["methods"]["dm"]["nas"] = None
+    del results["methods"]["apm"]["nas"]["baselines"]  # results from before
     results["methods"]["apm"]["nas"]["search"]["by_full_data"] = None  # the reference is a table
     assert Text(search.table(results).partition("<p>")[0]).rows[1][-1] == ""
     del results["methods"]["apm"]["nas"]["search"]  # results from before

@@ -22,7 +22,7 @@ BASE = {
     "teachers": {"snapshots": True},
     "evaluate": {"kd": {"architectures": ["convnet"]}},
 }
-RANKED = {"nas_proxy", "nas_reference", "nas"}
+RANKED = {"nas_proxy", "nas_short", "nas_reference", "nas"}
 STAGES = {"prepare", "distill", "merge", "evaluate", "ceiling", "continual"} | RANKED
 ALL = STAGES | set(POOLS)
 TRAINED = ALL - {"prepare", "merge", "nas"}
@@ -40,8 +40,8 @@ RULE = {
     "methods": {"distill"},
     "evaluate": {"evaluate"},
     "evaluate.ceiling": {"ceiling"},
-    "nas": {"nas_proxy", "nas_reference"},
-    "nas.proxy": {"nas_proxy"},
+    "nas": {"nas_proxy", "nas_short", "nas_reference"},
+    "nas.proxy": {"nas_proxy", "nas_short"},
     "nas.train": {"nas_reference"},
     "nas.reference": {"nas"},
     "continual": {"continual"},
@@ -60,14 +60,15 @@ EXCEPTIONS: dict[str, set[str]] = {
         f"teachers.{key}": CEILING
         for key in ("lr", "batch", "momentum", "weight_decay", "drop_at", "rho", "alpha")
     },
-    "teachers.augment": CEILING | {"nas_reference"},
+    "teachers.augment": CEILING | {"nas_short", "nas_reference"},
     "distill.methods": set(),
     "distill.labels": {"merge"},
     "distill.label_epoch": {"merge"},
     "evaluate.architectures": set(),
     "evaluate.ceiling.architectures": set(),
     "continual.network": set(),  # another job
-    "nas.seeds": {"nas_proxy"},
+    "nas.seeds": {"nas_proxy", "nas_short"},
+    "nas.short": set(),  # another job
     "nas.reference.table": set(),
     "nas.reference.column": set(),  # as long as the reference is trained
 }
@@ -171,7 +172,7 @@ def jobs(plan: Plan) -> dict[tuple[str, ...], str]:
     found |= {("ceiling", network): plan.ceiling(network) for network in networks}
     found |= {(pool,): plan.pool(pool) for pool in POOLS}
     found |= {("continual", plan.settings.continual.network): plan.continual()}
-    single = ("prepare", "nas_proxy", "nas_reference", "nas")
+    single = ("prepare", "nas_proxy", "nas_short", "nas_reference", "nas")
     found |= {(stage,): getattr(plan, stage)() for stage in single}
     return {job: told.text for job, told in found.items()}
 

@@ -18,9 +18,15 @@ def jobs(plan: Plan) -> dict[str, int]:
         "ceiling": len(settings.evaluate.ceiling.architectures),
         "nas_reference": int(ranked and settings.nas.reference.source == "train"),
         "nas_proxy": entries * ranked,
+        "nas_short": len(short_sizes(plan)) * ranked,
         "nas": entries * ranked,
         "collect": 1,
     }
+
+
+def short_sizes(plan: Plan) -> set[int]:
+    """Images per class of the sets beside which the full data rank networks in short trainings."""
+    return {plan.images_per_class(entry) for entry in plan.entries if plan.settings.nas.short}
 
 
 def pools(plan: Plan) -> dict[str, Pool]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apm_core import methods
-from apm_core.estimate.jobs import pools
+from apm_core.estimate.jobs import pools, short_sizes
 from apm_core.estimate.size import Size
 from apm_core.methods.base import Method
 from apm_core.methods.passes import FORWARD, TRAINED, Extent, Passes
@@ -87,7 +87,7 @@ def set_images(plan: Plan, size: Size) -> int:
 
 def decoded_images(plan: Plan, size: Size, entry: str) -> int:
     """Images of a distilled set as networks see them: of every stored one, all its tiles."""
-    return set_images(plan, size) * plan.distill(entry).tiles ** 2
+    return plan.images_per_class(entry) * size.shape.classes
 
 
 def _teachers(plan: Plan, size: Size) -> Iterator[Work]:
@@ -163,6 +163,8 @@ def _ranking(plan: Plan, size: Size) -> Iterator[Work]:
     told = plan.nas_proxy()
     for entry in plan.entries:
         yield _ranked("nas_proxy", told, decoded_images(plan, size, entry), size)
+    for images in short_sizes(plan):
+        yield _ranked("nas_short", plan.nas_short(), images * size.shape.classes, size)
     if plan.settings.nas.reference.source == "train":
         yield _ranked("nas_reference", plan.nas_reference(), size.train, size)
 

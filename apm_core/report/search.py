@@ -1,11 +1,11 @@
 """What a search for a network by each set comes to, as a table of the page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from apm_core.report.comparison import html_table
-from apm_core.report.table import marked
+from apm_core.report.table import BASELINES, marked
 from apm_core.runtime.device import threads_of
 
 HEADER = [
@@ -22,17 +22,24 @@ NOTE = """
 The choice is the network that comes first when all are trained on the set. Its accuracy, that of
 the best and the mean of all, which a random choice comes to, are of networks trained on all data.
 All are measured on the same test images, those that the choice was made by too. The seconds to make
-a set are those of its teachers, which the sets of a run share, and of its distillation.
+a set are those of its teachers, which the sets of a run share, and of its distillation. Two
+searches need no set: by trainings on all data that see as many images as those on a set, and by the
+number of parameters, of which the largest is chosen.
 """
 
 
 def table(results: Mapping[str, Any]) -> str:
     """A row for each set that ranked networks, and how to read it; empty without any."""
-    rows = [
-        _row(marked(name, one), one["nas"], one["cost"])
+    found = {
+        name: one
         for name, one in results["methods"].items()
         if one["nas"] and "search" in one["nas"]  # results from before have none
-    ]
+    }
+    rows = [_row(marked(name, one), one["nas"], one["cost"]) for name, one in found.items()]
+    for baseline, label in BASELINES.items():
+        for row in [_without_a_set(label, one["nas"], baseline) for one in found.values()]:
+            if row and row not in rows:  # sets of equal size have equal baselines
+                rows.append(row)
     return html_table(HEADER, rows) + f"<p>{escape(NOTE)}</p>" if rows else ""
 
 
@@ -41,12 +48,32 @@ def _row(name: str, nas: Mapping[str, Any], cost: Mapping[str, Any]) -> list[str
     made, cores = cost["teacher_seconds"] + cost["distill_seconds"], threads_of(cost["device"])
     return [
         escape(name),
-        "<br>".join(f"<code>{escape(one)}</code>" for one in found["pick"]),
+        _choice(found["pick"]),
         *(f"{reference[key]:.1f}" for key in ("pick", "best", "mean")),
         _seconds(found["by_set"]),
         _seconds({"seconds": made, "core_seconds": cores and cores * made}),
         _seconds(found["by_full_data"]),
     ]
+
+
+def _without_a_set(label: str, nas: Mapping[str, Any], baseline: str) -> list[str]:
+    """The row of a baseline; empty where it was not ranked by."""
+    found, reference = nas.get("baselines", {}).get(baseline), nas["reference"]
+    if not found:
+        return []
+    accuracies = (found["accuracy"], reference["best"], reference["mean"])
+    return [
+        label,
+        _choice(found["pick"]),
+        *(f"{accuracy:.1f}" for accuracy in accuracies),
+        _seconds(found["cost"]),
+        "",
+        _seconds(nas["search"]["by_full_data"]),
+    ]
+
+
+def _choice(architectures: Sequence[str]) -> str:
+    return "<br>".join(f"<code>{escape(one)}</code>" for one in architectures)
 
 
 def _seconds(cost: Mapping[str, Any] | None) -> str:

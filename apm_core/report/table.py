@@ -49,6 +49,11 @@ def _correlation(nas: Mapping[str, Any] | None, name: str) -> str:
     return f"{mean:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
+def _baseline(nas: Mapping[str, Any] | None, name: str) -> str:
+    found = nas.get("baselines", {}) if nas else {}  # results from before have none
+    return _correlation(found.get(name), "spearman")
+
+
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
@@ -57,6 +62,10 @@ def _tiles(factor: int) -> str:
     return f"{factor} x {factor}" if factor > 1 else ""
 
 
+BASELINES = {  # rankings of networks without a distilled set
+    "short": "by short trainings on all data",
+    "parameters": "by number of parameters",
+}
 PROTOCOLS = {
     "accuracy": "",
     "hard_label_accuracy": ", class labels",
@@ -65,6 +74,10 @@ PROTOCOLS = {
 }
 MEASURES = {
     "NAS, Spearman": lambda method: _correlation(method["nas"], "spearman"),
+    **{
+        f"{label}, Spearman": lambda method, name=name: _baseline(method["nas"], name)
+        for name, label in BASELINES.items()
+    },
     "NAS, Kendall": lambda method: _correlation(method["nas"], "kendall"),
     "label-robust score": lambda method: _number(method["lrs"], 3),
     "augmentation-robust score": lambda method: _number(method["ars"], 3),

@@ -133,6 +133,10 @@ class Nas(RankedNetworks):
     """The ranking of NAS-Bench-201 networks by a distilled set."""
 
     seeds: Count = setting(1, "trainings of each network on the distilled set")
+    short: bool = setting(
+        True,
+        "also ranked by trainings on the full data that see as many images as those on the set",
+    )
     proxy: RankingTraining = RankingTraining()
     train: RankingTraining = RankingTraining(epochs=50, lr=0.1, batch=256)
     reference: Reference = Reference()

@@ -42,9 +42,10 @@ ALGORITHM = {
     "merge": 3,
     "evaluate": 4,
     "ceiling": 4,
-    "nas_proxy": 2,
+    "nas_proxy": 3,
+    "nas_short": 1,
     "nas_reference": 2,
-    "nas": 3,
+    "nas": 4,
     "continual": 1,
     "collect": 3,
 }
@@ -237,22 +238,25 @@ class Plan:
     def nas_proxy(self) -> RankingSettings:
         """The settings of the NAS ranking by a distilled set."""
         nas = self.settings.nas
-        return RankingSettings(
-            ranked=_part(nas, RankedNetworks),
-            training=nas.proxy,
-            seeds=nas.seeds,
-            **self._common("nas_proxy", precision=True),
-        )
+        return self._ranking("nas_proxy", training=nas.proxy, seeds=nas.seeds)
+
+    def nas_short(self) -> RankingSettings:
+        """The settings of the NAS ranking by short trainings on the full data."""
+        nas, augment = self.settings.nas, self.settings.teachers.augment
+        return self._ranking("nas_short", training=nas.proxy, seeds=nas.seeds, augment=augment)
 
     def nas_reference(self) -> RankingSettings:
         """The settings of the NAS ranking by the full data."""
-        nas = self.settings.nas
-        return RankingSettings(
-            ranked=_part(nas, RankedNetworks),
-            training=nas.train,
-            augment=self.settings.teachers.augment,
-            **self._common("nas_reference", precision=True),
-        )
+        nas, augment = self.settings.nas, self.settings.teachers.augment
+        return self._ranking("nas_reference", training=nas.train, augment=augment)
+
+    def _ranking(self, stage: str, **fields: Any) -> RankingSettings:  # noqa: ANN401
+        ranked = _part(self.settings.nas, RankedNetworks)
+        return RankingSettings(ranked=ranked, **fields, **self._common(stage, precision=True))
+
+    def images_per_class(self, entry: str) -> int:
+        """Images of a class in the set of `entry`, as networks see them: all tiles."""
+        return self.settings.ipc * self.distill(entry).tiles ** 2
 
     def nas(self) -> AgreementSettings:
         """The settings of the comparison of the two rankings."""

@@ -2,13 +2,15 @@
 
 Networks of NAS-Bench-201 are trained on the distilled set; their accuracies are compared with a
 reference ranking, which comes from the benchmark's table or from training the same networks on the
-full data.
+full data. Beside the set stand two rankings that need none: by trainings on the full data that are
+as short as those on the set, and by the number of parameters.
 """
 
 import csv
 import gzip
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ def proxy(
 ) -> dict[str, Any]:
     """Train every network on the distilled set with the method's labels, `seeds` times.
 
-    Returns: entry; architectures (n); accuracies in percent, (seeds, n); seconds; device.
+    Returns: entry; architectures (n); accuracies in percent, (seeds, n); parameters (n); seconds;
+    device.
     Raises ArtifactError when the set was not distilled from `data`.
     """
     distilled.artifact.require_input("data", data.artifact)
@@ -53,6 +56,25 @@ def proxy(
     recipe = _recipe(settings, loss=distilled.recipe.loss, augment=distilled.recipe.augment)
     ranking = _train_all(examples, data, recipe, settings, run, stage="nas proxy")
     return {"entry": distilled.artifact.info["entry"], **ranking}
+
+
+def train_short(
+    data: PreparedData,
+    images_per_class: int,
+    settings: RankingSettings,
+    run: Run,
+) -> dict[str, Any]:
+    """The same networks on the full training split with class labels, through each of which as many
+    images go as in `proxy` with a set of `images_per_class`.
+
+    These are random images, each seen once, or all, in as many passes as come nearest.
+    """
+    recipe = _recipe(settings, loss="ce", augment=settings.augment)
+    examples = data.examples("train", run.compute)
+    images = images_per_class * data.shape.classes * recipe.passes
+    recipe = replace(recipe, passes=max(1, round(images / len(examples.targets))))
+    examples = examples.some(images, settings.seed, "nas short")
+    return _train_all(examples, data, recipe, settings, run, stage="nas short")
 
 
 def train_reference(
@@ -97,10 +119,12 @@ def compare(
     source: str,
     seed: int,
     *,
+    short: dict[str, Any] | None = None,
     trained: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Rank agreement of a proxy with the reference, both in the order of the architectures, and
-    what a search by the proxy comes to; `trained` is the ranking by the full data, if it was made.
+    what a search by the proxy comes to; `short` is the ranking by short trainings on the full data
+    and `trained` that by long ones, if they were made.
 
     Spearman and Kendall are means over the proxy's seeds; their 95 % interval comes from drawing
     networks anew, with each network's mean accuracy. All accuracies that are ranked are in the
@@ -108,26 +132,19 @@ def compare(
 
     The search takes the architecture that the proxy likes best: `pick`, several where they are
     level, as `best`. Their accuracies by the reference, and the mean of all, which is what a random
-    choice comes to, are in `reference`.
+    choice comes to, are in `reference`. `baselines` are rankings without a set: by the number of
+    parameters, and by `short`, with agreement, choice, its accuracy and the cost.
     """
-    runs = np.array(proxies["accuracies"])  # (seeds, n)
+    archs, runs = proxies["architectures"], np.array(proxies["accuracies"])  # (seeds, n)
     mean = runs.mean(axis=0)
-    result: dict[str, Any] = {"networks": len(reference), "seeds": len(runs)}
-    for name, statistic in (("spearman", scores.spearman), ("kendall", scores.kendall)):
-        values = [statistic(reference, run) for run in runs]
-        defined = not any(math.isnan(value) for value in values)
-        interval = scores.bootstrap_ci(
-            reference, mean, statistic, seed=streams.derive(seed, "bootstrap", name)
-        )
-        summary = scores.summarize(values) if defined else {"mean": None, "std": None}
-        result[name] = {
-            "mean": summary["mean"],
-            "std": summary["std"],
-            "ci95": list(interval) if defined and not math.isnan(interval[0]) else None,
-        }
+    rankings = {"parameters": {"accuracies": [proxies["parameters"]], "seconds": 0.0}}
+    if short:
+        rankings["short"] = short
     return {
         "measured": {"stage": "nas", "entry": proxies["entry"]},
-        **result,
+        "networks": len(reference),
+        "seeds": len(runs),
+        **_agreement(reference, runs, seed),
         "top10_recall": scores.top_recall(reference, mean, 0.1),
         "reference": {
             "source": source,
@@ -136,13 +153,48 @@ def compare(
             "mean": float(np.mean(reference)),
         },
         "search": {
-            "pick": _first(proxies["architectures"], mean),
-            "best": _first(proxies["architectures"], reference),
+            "pick": _first(archs, mean),
+            "best": _first(archs, reference),
             "by_set": _cost(proxies),
             "by_full_data": _cost(trained) if trained else None,
         },
+        "baselines": {
+            name: _baseline(ranking, archs, reference, seed) for name, ranking in rankings.items()
+        },
         "accuracies": {"reference": list(reference), "proxy": mean.tolist()},
         "seconds": proxies["seconds"],
+    }
+
+
+def _agreement(reference: Sequence[float], runs: np.ndarray, seed: int) -> dict[str, Any]:
+    """Spearman and Kendall of `runs` (seeds, n) with the reference."""
+    found, mean = {}, runs.mean(axis=0)
+    for name, statistic in (("spearman", scores.spearman), ("kendall", scores.kendall)):
+        values = [statistic(reference, run) for run in runs]
+        defined = not any(math.isnan(value) for value in values)
+        interval = scores.bootstrap_ci(
+            reference, mean, statistic, seed=streams.derive(seed, "bootstrap", name)
+        )
+        summary = scores.summarize(values) if defined else {"mean": None, "std": None}
+        found[name] = {
+            "mean": summary["mean"],
+            "std": summary["std"],
+            "ci95": list(interval) if defined and not math.isnan(interval[0]) else None,
+        }
+    return found
+
+
+def _baseline(
+    ranking: dict[str, Any], archs: Sequence[str], reference: Sequence[float], seed: int
+) -> dict[str, Any]:
+    """Agreement, choice and cost of a ranking that needs no set."""
+    runs = np.array(ranking["accuracies"], dtype=float)
+    mean = runs.mean(axis=0)
+    return {
+        **_agreement(reference, runs, seed),
+        "pick": _first(archs, mean),
+        "accuracy": scores.pick(reference, mean),
+        "cost": _cost(ranking),
     }
 
 
@@ -199,8 +251,9 @@ def _train_all(
     jobs = [(seed, arch) for seed in range(seeds) for arch in archs]
 
     def some(
-        done: Sequence[list[float]], group: Sequence[tuple[int, str]], part: Part | None
-    ) -> list[float]:
+        done: Sequence[list[list[float]]], group: Sequence[tuple[int, str]], part: Part | None
+    ) -> list[list[float]]:
+        """Accuracy and number of parameters of each network of a group."""
         names = [(settings.seed, stage, *job) for job in group]
         nets = [
             _network(arch, data.shape, settings.ranked, run.compute, name)
@@ -209,16 +262,18 @@ def _train_all(
         trainers = [Trainer(net, recipe, run.compute, examples, networks=1) for net in nets]
         trainings = [Training(net.snapshot(), name) for net, name in zip(nets, names, strict=True)]
         fit_together(trainers, trainings, part=part)
-        found = [accuracy(net, test, run.compute) for net in nets]
+        found = [[accuracy(net, test, run.compute), net.vector.numel()] for net in nets]
         finished = sum(map(len, done)) + len(group)
-        run.progress(finished, len(jobs), {"accuracy": found[-1]})
+        run.progress(finished, len(jobs), {"accuracy": found[-1][0]})
         return found
 
     found = each(run.compute.groups(jobs), some, run.resume)
-    accuracies = [one for group in found for one in group]
+    networks = [one for group in found for one in group]
+    accuracies = [accuracy for accuracy, _ in networks]
     return {
         "architectures": archs,
         "accuracies": np.array(accuracies).reshape(seeds, len(archs)).tolist(),
+        "parameters": [parameters for _, parameters in networks[: len(archs)]],
         "seconds": run.seconds(),
         "device": run.compute.describe(),
     }

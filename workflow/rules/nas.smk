@@ -39,9 +39,30 @@ rule nas_proxy:
         "../scripts/nas_proxy.py"
 
 
+rule nas_short:
+    input:
+        data="work/{dataset}/data.zarr.zip",
+    output:
+        ranking=ensure("work/{dataset}/nas/short{images}.json", non_empty=True),
+    log:
+        "logs/{dataset}/nas.short{images}.log",
+    conda:
+        "../../envs/apm.yaml"
+    threads: THREADS
+    resources:
+        gpu=gpus,
+        mem_mb=growing(16000),
+        runtime=growing(720),
+    params:
+        settings=PLAN.nas_short().text,
+    script:
+        "../scripts/nas_short.py"
+
+
 rule nas:
     input:
         proxy="work/{dataset}/nas/ipc{ipc}.{entry}.proxy.json",
+        short=nas_short_file,
         reference=nas_reference_file,
     output:
         scores=ensure("work/{dataset}/nas/ipc{ipc}.{entry}.json", non_empty=True),
