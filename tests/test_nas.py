@@ -26,6 +26,7 @@ from apm_core.stages.nas import (
     train_short,
 )
 from apm_core.training.inference import accuracy
+from apm_core.training.trainer import fit_together
 
 ARCHS = sample(4, 0)
 
@@ -256,31 +257,45 @@ def test_proxies_are_trained_by_the_recipe_of_the_set(real_set, digits, cpu, set
         assert (recipe.lr, recipe.weight_decay) == (0.05, 5e-4)
 
 
-@pytest.mark.parametrize(
-    ("per_class", "seen", "passes"), [(4, 80, 1), (75, 1438, 1), (180, 1438, 3), (500, 1438, 7)]
-)
-def test_a_short_training_sees_as_many_images_of_the_full_data_as_one_on_a_set(
-    digits, cpu, settings, monkeypatch, per_class, seen, passes
+@pytest.mark.parametrize(("per_class", "steps"), [(1, 1), (4, 3), (75, 47), (90, 57)])
+def test_a_short_training_is_as_long_as_one_on_a_set_and_sees_no_image_more_often_than_others(
+    digits, cpu, settings, monkeypatch, per_class, steps
 ):
-    """10 classes, 2 epochs: 20 times as many images as in a class go through a network."""
-    told = []
+    """10 classes, batches of 16 and two passes, over 1,438 images in all."""
+    passes, batches = [], []
+
+    def spy(trainers, trainings, *, among, part):
+        passes.extend(among(index).tolist() for index in range(trainers[0].recipe.passes))
+        step = trainers[0]._step
+        monkeypatch.setattr(trainers[0], "_step", lambda *call: batches.append(step(*call)))
+        return fit_together(trainers, trainings, among=among, part=part)
+
+    monkeypatch.setattr(nas, "fit_together", spy)
+    one = {"ranked": {"networks": 1}, "seeds": 1, "augment": "flip"}
+    found = train_short(digits, per_class, settings.changed(one), Run(cpu))
+    assert [len(rows) for rows in passes] == [10 * per_class] * 2
+    assert 2 * steps - 2 <= len(batches) <= 2 * steps  # what makes no batch is left out of a pass
+    times = torch.bincount(torch.tensor(passes).flatten(), minlength=1438)
+    assert len(times) == 1438 and times.max() - times.min() <= 1
+    assert found["architectures"] == sample(1, 0) and len(found["accuracies"]) == 1
+
+
+def test_a_short_training_has_the_proxies_recipe_with_classes_for_labels(
+    digits, cpu, settings, monkeypatch
+):
+    recipes = []
 
     class Spy(nas.Trainer):
-        def __init__(self, net, recipe, compute, examples, **more):
-            told.append((recipe, examples))
-            super().__init__(net, replace(recipe, passes=1), compute, examples, **more)
+        def __init__(self, net, recipe, *rest, **more):
+            recipes.append(recipe)
+            super().__init__(net, recipe, *rest, **more)
 
     monkeypatch.setattr(nas, "Trainer", Spy)
-    one = {"ranked": {"networks": 1}, "seeds": 1, "augment": "flip", "training": {"batch": 1024}}
-    found = train_short(digits, per_class, settings.changed(one), Run(cpu))
-    [(recipe, examples)] = told
-    assert (len(examples.targets), recipe.passes) == (seen, passes)
-    assert (recipe.loss, recipe.augment, recipe.lr) == ("ce", "flip", 0.05)
-    assert found["architectures"] == sample(1, 0) and len(found["accuracies"]) == 1
-    train = digits.examples("train", cpu)
-    rows = {row.numpy().tobytes() for row in train.images[torch.arange(len(train.targets))]}
-    drawn = [row.numpy().tobytes() for row in examples.images[torch.arange(seen)]]
-    assert rows.issuperset(drawn)
+    one = {"ranked": {"networks": 1}, "seeds": 1, "augment": "flip"}
+    train_short(digits, 4, settings.changed(one), Run(cpu))
+    [recipe] = recipes
+    assert (recipe.loss, recipe.augment, recipe.lr, recipe.passes) == ("ce", "flip", 0.05, 2)
+    assert (recipe.batch, recipe.schedule, recipe.nesterov) == (14, "cosine", True)
 
 
 def test_short_trainings_of_several_seeds_differ(digits, cpu, settings):

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from apm_core import scores
 from apm_core.data.examples import Examples
@@ -32,7 +34,7 @@ from apm_core.settings.evaluation import RankedNetworks
 from apm_core.settings.stages import RankingSettings
 from apm_core.training.inference import accuracy
 from apm_core.training.recipe import Recipe
-from apm_core.training.trainer import Trainer, Training, fit_together
+from apm_core.training.trainer import Among, Trainer, Training, everything, fit_together
 
 ARCH_COLUMN = "arch_str"
 
@@ -64,17 +66,24 @@ def train_short(
     settings: RankingSettings,
     run: Run,
 ) -> dict[str, Any]:
-    """The same networks on the full training split with class labels, through each of which as many
-    images go as in `proxy` with a set of `images_per_class`.
-
-    These are random images, each seen once, or all, in as many passes as come nearest.
+    """The same networks on the full training split with class labels, in trainings as long as those
+    of `proxy` on a set of `images_per_class`: as many passes, each over so many other images, in as
+    many steps, or one fewer where the last batch would be short.
     """
     recipe = _recipe(settings, loss="ce", augment=settings.augment)
     examples = data.examples("train", run.compute)
-    images = images_per_class * data.shape.classes * recipe.passes
-    recipe = replace(recipe, passes=max(1, round(images / len(examples.targets))))
-    examples = examples.some(images, settings.seed, "nas short")
-    return _train_all(examples, data, recipe, settings, run, stage="nas short")
+    images, count = images_per_class * data.shape.classes, len(examples.targets)
+    # of equal size, since a part of the examples may have no batch of another
+    recipe = replace(recipe, batch=math.ceil(images / math.ceil(images / recipe.batch)))
+    name = settings.seed, "nas short"
+    rounds = math.ceil(images * recipe.passes / count)
+    every = [torch.randperm(count, generator=streams.generator(*name, n)) for n in range(rounds)]
+    order = torch.cat(every)
+
+    def among(index: int) -> Tensor:
+        return order[index * images : (index + 1) * images]
+
+    return _train_all(examples, data, recipe, settings, run, stage="nas short", among=among)
 
 
 def train_reference(
@@ -245,6 +254,7 @@ def _train_all(
     run: Run,
     *,
     stage: str,
+    among: Among = everything,
 ) -> dict[str, Any]:
     archs, seeds = architectures(settings), settings.seeds
     test = data.examples("test", run.compute)
@@ -261,7 +271,7 @@ def _train_all(
         ]
         trainers = [Trainer(net, recipe, run.compute, examples, networks=1) for net in nets]
         trainings = [Training(net.snapshot(), name) for net, name in zip(nets, names, strict=True)]
-        fit_together(trainers, trainings, part=part)
+        fit_together(trainers, trainings, among=among, part=part)
         found = [[accuracy(net, test, run.compute), net.vector.numel()] for net in nets]
         finished = sum(map(len, done)) + len(group)
         run.progress(finished, len(jobs), {"accuracy": found[-1][0]})
