@@ -67,12 +67,13 @@ def train_short(
     run: Run,
 ) -> dict[str, Any]:
     """The same networks on the full training split with class labels, in trainings as long as those
-    of `proxy` on a set of `images_per_class`: as many passes, each over so many other images, in as
-    many steps, or one fewer where the last batch would be short.
+    of `proxy` on a set of `images_per_class`: as many passes, each over so many other images, at
+    most all, in as many steps, or one fewer where the last batch would be short.
     """
     recipe = _recipe(settings, loss="ce", augment=settings.augment)
     examples = data.examples("train", run.compute)
-    images, count = images_per_class * data.shape.classes, len(examples.targets)
+    count = len(examples.targets)
+    images = min(images_per_class * data.shape.classes, count)
     # of equal size, since a part of the examples may have no batch of another
     recipe = replace(recipe, batch=math.ceil(images / math.ceil(images / recipe.batch)))
     name = settings.seed, "nas short"
