@@ -86,16 +86,9 @@ def test_the_recipe_of_online_labels_is_the_published_one_and_no_set_changes_it(
     assert online_recipe(OnlineTraining(batch=7), 1).batch == 7
 
 
-def test_without_a_rate_or_batch_those_of_the_set_are_used(settings, real_set):
+def test_without_a_learning_rate_that_of_the_set_is_used(settings, real_set):
     found = protocol_recipe(real_set, settings.changed({"lr": None}), "own")
-    assert (found.lr, found.batch) == (real_set.recipe.lr, real_set.recipe.batch)
-    own = protocol_recipe(real_set, settings.changed({"lr": None, "batch": 7}), "own")
-    assert own == replace(found, batch=7)
-
-
-def test_without_a_batch_the_settings_are_written_as_they_were_before_there_was_one(settings):
-    assert "batch" not in settings.to_dict()
-    assert settings.changed({"batch": 7}).to_dict()["batch"] == 7
+    assert found.lr == real_set.recipe.lr
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

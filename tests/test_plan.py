@@ -252,7 +252,7 @@ def test_labels_decide_who_labels():
 
 
 def test_an_override_changes_its_architecture_alone():
-    for number in ({"epochs": 7}, {"networks": 7}, {"lr": 7.0}, {"batch": 7}):
+    for number in ({"epochs": 7}, {"networks": 7}, {"lr": 7.0}):
         assert changed({"evaluate.overrides": {"vgg11": number}}) == {("evaluate", "vgg11")}
     for network in ("resnet18", "convnet"):
         changes = {"evaluate.overrides": {network: {"width": 16}}}

@@ -22,7 +22,6 @@ class Override(Section):
     networks: Count | None = setting(None, "trained from scratch")
     width: Count | None = setting(None, "channels of its first stage")
     lr: Above | None = setting(None, "learning rate; null: the set's")
-    batch: Count | None = setting(None, "images per step; null: the set's")
     rates: Rates | None = setting(None, RATES)
 
 

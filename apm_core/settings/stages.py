@@ -98,7 +98,6 @@ class EvaluateSettings(StageSettings):
     epochs: int
     networks: int
     lr: float | None = None  # None: that of the set
-    batch: int | None = None  # None: that of the set
     rates: list[float]
     network: Network
     precision: Precision = "auto"
@@ -106,8 +105,7 @@ class EvaluateSettings(StageSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values, without what they have no use for."""
-        unused = {key for key in ("batch", "kd") if getattr(self, key) is None}
-        return self.model_dump(mode="json", exclude=unused)
+        return self.model_dump(mode="json", exclude=None if self.kd else {"kd"})
 
 
 class CeilingSettings(StageSettings):

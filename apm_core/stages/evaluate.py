@@ -29,7 +29,7 @@ def protocol_recipe(
     distilled: DistilledSet, settings: EvaluateSettings, protocol: Protocol
 ) -> Recipe:
     """What a network is trained with under a protocol. But for kd, with the E epochs and, where
-    there are any, the learning rate and the batch of the settings.
+    there is one, the learning rate of the settings.
 
     own: the method's labels and recipe; hard: classes and cross-entropy; plain: the method's
     labels, without augmentation; kd: a teacher's online labels, with a recipe of their own.
@@ -37,9 +37,7 @@ def protocol_recipe(
     if protocol == "kd":
         return online_recipe(settings.kd, distilled.ipc)
     recipe = distilled.recipe
-    recipe = replace(
-        recipe, lr=settings.lr or recipe.lr, batch=settings.batch or recipe.batch
-    ).with_epochs(settings.epochs)
+    recipe = replace(recipe, lr=settings.lr or recipe.lr).with_epochs(settings.epochs)
     if protocol == "hard":
         return recipe.with_hard_labels()
     return replace(recipe, augment="none") if protocol == "plain" else recipe
