@@ -20,6 +20,7 @@ TRAINING = (
     "evaluate.",
     "ceiling.",
     "nas.reference.",
+    "nas.short",
     "proxy.",
     "continual.",
 )
