@@ -236,15 +236,21 @@ def test_more_networks_or_seeds_leave_the_others_as_they_were(real_set, digits, 
     assert architectures(settings.changed({"ranked": {"networks": 9}}))[:3] == sample(3, 0)
 
 
-def test_proxies_are_trained_by_the_recipe_of_the_set(real_set, digits, cpu, settings, monkeypatch):
-    recipes = []
+@pytest.fixture
+def recipes(monkeypatch):
+    """The recipes that networks are trained by, in order."""
+    found = []
 
     class Spy(nas.Trainer):
         def __init__(self, net, recipe, *rest, **more):
-            recipes.append(recipe)
+            found.append(recipe)
             super().__init__(net, recipe, *rest, **more)
 
     monkeypatch.setattr(nas, "Trainer", Spy)
+    return found
+
+
+def test_proxies_are_trained_by_the_recipe_of_the_set(real_set, digits, cpu, settings, recipes):
     settings = settings.changed({"ranked": {"networks": 1}, "seeds": 1})
     proxy(real_set, digits, settings, Run(cpu))
     full_data = settings.changed({"training": {"batch": 512}, "augment": "flip"})
@@ -281,16 +287,8 @@ def test_a_short_training_is_as_long_as_one_on_a_set_and_sees_no_image_more_ofte
 
 
 def test_a_short_training_has_the_proxies_recipe_with_classes_for_labels(
-    digits, cpu, settings, monkeypatch
+    digits, cpu, settings, recipes
 ):
-    recipes = []
-
-    class Spy(nas.Trainer):
-        def __init__(self, net, recipe, *rest, **more):
-            recipes.append(recipe)
-            super().__init__(net, recipe, *rest, **more)
-
-    monkeypatch.setattr(nas, "Trainer", Spy)
     one = {"ranked": {"networks": 1}, "seeds": 1, "augment": "flip"}
     train_short(digits, 4, settings.changed(one), Run(cpu))
     [recipe] = recipes
