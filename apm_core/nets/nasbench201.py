@@ -102,7 +102,18 @@ def network(
             width *= 2
         layers += [Cell(ops, width, make) for _ in range(cells)]
     layers += [make(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(width, shape.classes))
+    layers.append(nn.Linear(width, shape.classes))
+    return ChannelsLast(*layers) if norm == "batch" else nn.Sequential(*layers)
+
+
+class ChannelsLast(nn.Sequential):
+    """Layers whose maps lie channels last in memory, where few channels and batch norm take two
+    thirds of the time that they take elsewhere, on a CPU; instance norm there takes longer.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, channels, S, S) to logits (N, classes)."""
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
 
 
 class Cell(nn.Module):
