@@ -1,5 +1,6 @@
 """Where things are computed, and that compilation changes only the speed."""
 
+import math
 import os
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -20,6 +21,7 @@ from apm_core.runtime import device, streams
 from apm_core.runtime.device import Compute, Graphs, _lock_one, choose, lanes, reserved
 
 CPU = torch.device("cpu")
+SHORT = {"flops": 0.0, "steps": 0, "compile_from_s": 20.0}  # work
 
 
 @pytest.fixture
@@ -64,10 +66,10 @@ def test_cpu_is_chosen_where_there_is_no_gpu(no_cuda):
 
 def test_kernels_of_our_own_are_used_on_a_cpu_where_it_compiles(no_cuda):
     assert choose("cpu").kernels and not choose("cpu", kernels=False).kernels
-    small, large = {"flops": 1.0, "steps": 1}, {"flops": 1e15, "steps": 1}
+    small, large = SHORT, {**SHORT, "flops": 1e15}
     auto = Compute(CPU, kernels=True)
     assert auto.wants_kernels(**large) and not auto.wants_kernels(**small)
-    assert not auto.wants_kernels(**large, fuses=False)
+    assert not auto.wants_kernels(**large | {"compile_from_s": math.inf})
     assert replace(auto, compile="on").wants_kernels(**small)
     assert not replace(auto, compile="off").wants_kernels(**large)
     assert not replace(auto, kernels=False).wants_kernels(**large)
@@ -235,7 +237,9 @@ def test_exact_is_plain_float32_on_the_same_device():
     ],
 )
 def test_the_planned_work_decides_on_compilation(fake_compile, wish, flops, steps, compiled):
-    function = Compute(CPU, compile=wish).compiled(double, flops=flops, steps=steps)
+    function = Compute(CPU, compile=wish).compiled(
+        double, flops=flops, steps=steps, compile_from_s=20.0
+    )
     assert function(2) == (("compiled", 4) if compiled else 4)
     assert (function is double) != compiled
 
@@ -247,27 +251,29 @@ def test_short_work_is_not_compiled_for_a_gpu(fake_compile):
         (5 * 0.3e9 * 500 * 1000, 10_000, False),
         (10 * 0.3e9 * 50_000 * 100, 200_000, True),
     ):
-        function = Compute(torch.device("cuda")).compiled(double, flops=flops, steps=steps)
+        function = Compute(torch.device("cuda")).compiled(
+            double, flops=flops, steps=steps, compile_from_s=20.0
+        )
         assert (function is not double) == compiled
 
 
-def test_on_a_cpu_only_networks_that_fuse_are_compiled(fake_compile):
+def test_on_a_cpu_networks_say_from_when_they_are_compiled(fake_compile):
     work = {"flops": 1e20, "steps": 10**9}
-    for where, fuses, compiled in (
-        ("cpu", False, False),
-        ("cpu", True, True),
-        ("cuda", False, True),
+    for where, least, compiled in (
+        ("cpu", math.inf, False),
+        ("cpu", 20.0, True),
+        ("cuda", math.inf, True),
     ):
-        function = Compute(torch.device(where)).compiled(double, **work, fuses=fuses)
+        function = Compute(torch.device(where)).compiled(double, **work, compile_from_s=least)
         assert (function is not double) == compiled
-    wished = Compute(CPU, compile="on").compiled(double, **work, fuses=False)
+    wished = Compute(CPU, compile="on").compiled(double, **work, compile_from_s=math.inf)
     assert wished is not double
 
 
 def test_without_a_compiler_the_plain_function_runs_and_a_note_says_so(monkeypatch):
     monkeypatch.setattr(device.shutil, "which", lambda _: None)
     notes = []
-    function = Compute(CPU, compile="on", report=notes.append).compiled(double, flops=0, steps=0)
+    function = Compute(CPU, compile="on", report=notes.append).compiled(double, **SHORT)
     assert function is double
     assert len(notes) == 1 and notes[0].startswith("no C++ compiler (c++, g++ or clang++) found")
 
@@ -288,7 +294,7 @@ def test_failed_compilation_falls_back_once_with_its_reason(fake_compile, monkey
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
     notes = []
-    function = Compute(CPU, compile="on", report=notes.append).compiled(double, flops=0, steps=0)
+    function = Compute(CPU, compile="on", report=notes.append).compiled(double, **SHORT)
     assert [function(1), function(2)] == [2, 4]
     assert len(calls) == 1
     assert notes == ["compilation failed, running uncompiled: no such operation"]
@@ -299,7 +305,7 @@ def test_an_error_of_the_function_itself_is_not_swallowed(fake_compile):
         raise ValueError("mine")
 
     notes = []
-    function = Compute(CPU, compile="on", report=notes.append).compiled(wrong, flops=0, steps=0)
+    function = Compute(CPU, compile="on", report=notes.append).compiled(wrong, **SHORT)
     for _ in range(2):
         with pytest.raises(ValueError, match="mine"):
             function(1)
@@ -316,7 +322,7 @@ def test_a_fallback_fails_the_tests_that_ask_for_compiled_code(monkeypatch, ran,
 
     monkeypatch.setattr(device, "_compiler", lambda: "c++")
     monkeypatch.setattr(torch, "compile", lambda f, **how: original(f, backend=broken, **how))
-    function = Compute(CPU, compile="on", report=report).compiled(double, flops=0, steps=0)
+    function = Compute(CPU, compile="on", report=report).compiled(double, **SHORT)
     if report is pytest.fail:
         with pytest.raises(pytest.fail.Exception, match="compilation failed, running uncompiled"):
             function(torch.ones(3))
@@ -340,7 +346,7 @@ def test_a_compiled_step_equals_the_plain_one(ran):
         return loss.detach(), net.gradient(loss)
 
     compute = Compute(CPU, compile="on", report=pytest.fail)
-    loss, gradient = step(compute.compiled(loss_of, flops=0, steps=0))
+    loss, gradient = step(compute.compiled(loss_of, **SHORT))
     plain_loss, plain_gradient = step(loss_of)
     assert ran == ["forward", "backward"]
     torch.testing.assert_close(loss, plain_loss, rtol=1e-5, atol=0)
@@ -396,7 +402,7 @@ def test_many_networks_are_all_compiled(monkeypatch):
 
         return multiplied
 
-    functions = [Compute(CPU, compile="on").compiled(times(n), flops=0, steps=0) for n in range(5)]
+    functions = [Compute(CPU, compile="on").compiled(times(n), **SHORT) for n in range(5)]
     with torch._dynamo.config.patch(recompile_limit=2):  # pytest's monkeypatch would remove it
         for number, function in enumerate(functions):
             assert torch.equal(function(torch.ones(3)), torch.full((3,), float(number)))
@@ -415,7 +421,7 @@ def test_a_backward_pass_that_does_not_compile_falls_back_too(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda f, **how: original(f, backend=backend, **how))
     notes, x = [], torch.ones(3, requires_grad=True)
     compute = Compute(CPU, compile="on", report=notes.append)
-    function = compute.compiled(lambda x: (3 * x.sin()).sum(), flops=0, steps=0)
+    function = compute.compiled(lambda x: (3 * x.sin()).sum(), **SHORT)
     gradient = torch.autograd.grad(function(x), x)[0]
     torch.testing.assert_close(gradient, 3 * torch.ones(3).cos())
     assert len(notes) == 1 and "no way back" in notes[0]

@@ -1,5 +1,6 @@
 """Estimates: what is counted follows from formulas, and from what runs do."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -129,11 +130,11 @@ def test_a_busy_machine_is_told(monkeypatch, load, told):
 
 def test_long_jobs_are_compiled():
     own = speed.Speed("cpu", 1e-11, 1e-9, 1e-3, fused=0.5)
-    short = Work("distill", 1e9, 1e9, 10, fuses=True)
+    short = Work("distill", 1e9, 1e9, 10, compile_from_s=20.0)
     assert own.seconds(short) == pytest.approx(0.01 + 1 + 0.01)
-    long = Work("distill", 1e13, 1e12, 10, fuses=True)
+    long = Work("distill", 1e13, 1e12, 10, compile_from_s=20.0)
     assert own.seconds(long) == pytest.approx(100 + 500 + 0.01 + speed.COMPILE_S)
-    plain = Work("distill", 1e13, 1e12, 10, fuses=False)
+    plain = Work("distill", 1e13, 1e12, 10, compile_from_s=math.inf)
     assert own.seconds(plain) == pytest.approx(100 + 1000 + 0.01)
 
 

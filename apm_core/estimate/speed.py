@@ -44,7 +44,7 @@ class Speed:
     def compiles(self, work: Work) -> bool:
         """Whether the jobs of `work` will be compiled."""
         flops, steps = work.flops / work.jobs, work.steps / work.jobs
-        return worth_compiling(self.device, flops, steps, fuses=work.fuses)
+        return worth_compiling(self.device, flops, steps, work.compile_from_s)
 
     def seconds(self, work: Work) -> float:
         """Of `work` without the start of its jobs, compiled where the jobs will be."""

@@ -41,7 +41,7 @@ class Cost:
 
     flops: float
     values: float  # written by its layers
-    fuses: bool  # whether compiling it pays on a CPU
+    compile_from_s: float  # of plain work on a CPU
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Work:
     flops: float
     values: float
     steps: float
-    fuses: bool
+    compile_from_s: float
     jobs: int = 1  # that share it equally
 
     @classmethod
     def of(cls, stage: str, cost: Cost, passes: Passes, jobs: int = 1) -> "Work":
         """The passes of `jobs` together through a network."""
         flops, values = cost.flops * passes.images, cost.values * passes.images
-        return cls(stage, flops, values, passes.steps, cost.fuses, jobs)
+        return cls(stage, flops, values, passes.steps, cost.compile_from_s, jobs)
 
 
 def works(plan: Plan, size: Size) -> Iterator[Work]:
@@ -217,4 +217,4 @@ def cost_of(net: FlatNet, shape: Shape) -> Cost:
     flops = forward_flops(net, shape.image, CPU)
     for hook in hooks:
         hook.remove()
-    return Cost(flops, float(written), net.fuses)
+    return Cost(flops, float(written), net.compile_from_s)

@@ -98,7 +98,8 @@ class BPTT(Method):
 
         flops = 3.0 * forward_flops(net, job.spec.shape.image, compute)
         flops *= job.rounds * self.settings.batch_real
-        self.judge = compute.compiled(judge, flops=flops, steps=job.rounds, fuses=net.fuses)
+        work = {"steps": job.rounds, "compile_from_s": net.compile_from_s}
+        self.judge = compute.compiled(judge, flops=flops, **work)
 
     def step(self, state: State, index: int) -> Update:
         """Train a fresh network, and differentiate its loss on real images through a window of the

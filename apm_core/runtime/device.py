@@ -24,21 +24,22 @@ from apm_core.settings.text import fingerprint
 
 @dataclass(frozen=True)
 class Plain:
-    """How long plain work takes on a kind of device, and how long it must be to be compiled."""
+    """How long plain work takes on a kind of device."""
 
     flops: float  # per second
     value_s: float  # of a value that a layer writes, for estimates alone
     step_s: float  # overhead of a step
-    worth_s: float  # seconds of plain work from which compiling pays
 
 
-# A compiled step is 2 to 4 times as fast as a plain one on a CPU, about twice on a GPU. Compiling
-# costs 4 to 12 s a shape on a CPU, there and back 10 to 40 s on a GPU. The figures of a CPU are
-# measured on two cores in float32, those of a GPU are reckoned for bf16 and captured steps.
+# The figures of a CPU are measured on two cores in float32, those of a GPU are reckoned for bf16
+# and captured steps.
 PLAIN = {
-    "cpu": Plain(1.0e11, 3.0e-9, 2.0e-3, 20.0),
-    "cuda": Plain(3.0e13, 0.0, 2.0e-4, 60.0),  # what writing takes is in its flops
+    "cpu": Plain(1.0e11, 3.0e-9, 2.0e-3),
+    "cuda": Plain(3.0e13, 0.0, 2.0e-4),  # what writing takes is in its flops
 }
+# Seconds of plain work from which compiling pays on a GPU, whatever the network: it makes a step
+# about twice as fast and costs, there and back, 10 to 40 s. On a CPU each network states its own.
+COMPILE_FROM_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,15 @@ class Compute:
         return time.perf_counter()
 
     def compiled(
-        self, function: Callable, *, flops: float, steps: int, fuses: bool = True
+        self, function: Callable, *, flops: float, steps: int, compile_from_s: float
     ) -> Callable:
         """`function` compiled for static shapes, if `steps` calls with `flops` operations in all
         are worth it.
 
-        `fuses` says that the network has norms and activations to fuse between its convolutions; on
-        a CPU others (ViT, AlexNet) are slower compiled than plain. The decision depends on the
-        planned work only, never on a clock, so that a resumed run takes the same path.
+        `compile_from_s` is that of the network (`FlatNet`). The decision depends on the planned
+        work only, never on a clock, so that a resumed run takes the same path.
         """
-        if not self._worth(flops, steps, fuses):
+        if not self._worth(flops, steps, compile_from_s):
             return function
         if self.device.type == "cpu" and not _compiler():
             self.report(
@@ -100,23 +100,23 @@ class Compute:
             return function
         return _WithFallback(function, self.report)
 
-    def wants_kernels(self, *, flops: float, steps: int, fuses: bool = True) -> bool:
+    def wants_kernels(self, *, flops: float, steps: int, compile_from_s: float) -> bool:
         """Whether networks run in kernels of our own: on a CPU, where they are compiled too, if the
         work is worth it.
         """
-        there = self.device.type != "cpu" or self._worth(flops, steps, fuses)
+        there = self.device.type != "cpu" or self._worth(flops, steps, compile_from_s)
         return self.kernels and there
 
-    def _worth(self, flops: float, steps: int, fuses: bool) -> bool:
-        worth = worth_compiling(self.device.type, flops, steps, fuses=fuses)
+    def _worth(self, flops: float, steps: int, compile_from_s: float) -> bool:
+        worth = worth_compiling(self.device.type, flops, steps, compile_from_s)
         return self.compile == "on" or (self.compile == "auto" and worth)
 
 
-def worth_compiling(device: str, flops: float, steps: float, *, fuses: bool = True) -> bool:
+def worth_compiling(device: str, flops: float, steps: float, compile_from_s: float) -> bool:
     """Whether work on a kind of device is long enough to earn back its compilation."""
     plain = PLAIN[device]
-    long = flops / plain.flops + steps * plain.step_s > plain.worth_s
-    return long and (fuses or device != "cpu")
+    least = compile_from_s if device == "cpu" else COMPILE_FROM_S
+    return flops / plain.flops + steps * plain.step_s > least
 
 
 class Graphs:

@@ -180,7 +180,7 @@ class Trainer:
         work = {
             "flops": 3.0 * forward_flops(net, image, compute) * passes * count,
             "steps": passes * math.ceil(count / recipe.batch),
-            "fuses": net.fuses,
+            "compile_from_s": net.compile_from_s,
         }
         net.use_kernels(compute.wants_kernels(**work), compute.report)
         self._forward = compute.compiled(forward, **work)

@@ -127,7 +127,7 @@ class APM(Method):
         work = {
             "flops": 3.0 * forward_flops(self.critic, shape.image, compute) * images * checkpoints,
             "steps": (job.rounds + 1) * checkpoints * math.ceil(count / self.segment),
-            "fuses": self.critic.fuses,
+            "compile_from_s": self.critic.compile_from_s,
         }
         # not the teachers' network: the start is selected with it in plain float32
         self.critic.use_kernels(compute.wants_kernels(**work), compute.report)

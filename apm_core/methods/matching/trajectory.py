@@ -128,7 +128,7 @@ class Trajectory:
 
         count, *image = batch
         flops = forward_flops(net, image, compute) * count * steps if steps else 0.0
-        work = {"steps": steps, "fuses": net.fuses}
+        work = {"steps": steps, "compile_from_s": net.compile_from_s}
         self._gradient = compute.compiled(gradient, flops=3.0 * flops, **work)
         self._product = compute.compiled(product, flops=9.0 * flops, **work)
 

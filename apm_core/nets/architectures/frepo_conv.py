@@ -26,7 +26,7 @@ class FRePoConv(nn.Module):
         batch_norm: normalise before the convolutions of all blocks but the first.
     """
 
-    fuses = True
+    compile_from_s = 20.0  # as the ConvNet
 
     def __init__(self, shape: Shape, *, batch_norm: bool = False) -> None:
         super().__init__()

@@ -43,6 +43,8 @@ class ResNet18(nn.Module):
     The average pooling has a window of min(4, S/8) pixels; a rest that fills no window is dropped.
     """
 
+    compile_from_s = 150.0  # 1.4 to 1.7 times as fast, for half a minute of compiling a batch size
+
     def __init__(self, shape: Shape, width: int = WIDTH) -> None:
         super().__init__()
         stem = nn.Conv2d(shape.channels, width, 3, padding=1, bias=False)
