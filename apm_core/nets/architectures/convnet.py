@@ -36,8 +36,8 @@ class ConvNet(nn.Module):
     """
 
     kernels = False  # norm, ReLU and pooling by `apm_core.nets.kernels`
-    # Compiled, what stands behind a convolution is one pass over memory: 2 to 4 times as fast, for 4
-    # to 12 s of compiling a batch size.
+    # Compiled, what stands behind a convolution is one pass over memory: 2 to 4 times as fast, for
+    # 4 to 12 s of compiling a batch size.
     compile_from_s = 20.0
 
     def __init__(self, shape: Shape, *, width: int = WIDTH, depth: int | None = None) -> None:
