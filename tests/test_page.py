@@ -244,6 +244,10 @@ def test_what_a_search_comes_to_is_a_row_of_each_set_that_ranked(results):
             ("by number of parameters", "|d~0|", "70.0"),
         )
     ]
+    assert all(note in search.table(results) for note in search.BASELINE_NOTES.values())
+    del results["methods"]["apm"]["nas"]["baselines"]["short"]  # nas.short: false
+    assert search.BASELINE_NOTES["parameters"] in search.table(results)
+    assert search.BASELINE_NOTES["short"] not in search.table(results)
     results["methods"]["dm"]["nas"] = None
     del results["methods"]["apm"]["nas"]["baselines"]  # results from before
     results["methods"]["apm"]["nas"]["search"]["by_full_data"] = None  # the reference is a table

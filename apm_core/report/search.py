@@ -22,10 +22,12 @@ NOTE = """
 The choice is the network that comes first when all are trained on the set. Its accuracy, that of
 the best and the mean of all, which a random choice comes to, are of networks trained on all data.
 All are measured on the same test images, those that the choice was made by too. The seconds to make
-a set are those of its teachers, which the sets of a run share, and of its distillation. Two
-searches need no set: by trainings on all data that see as many images as those on a set, and by the
-number of parameters, of which the largest is chosen.
+a set are those of its teachers, which the sets of a run share, and of its distillation.
 """
+BASELINE_NOTES = {  # searches that need no set
+    "short": "Short trainings are on all data, with as many images as those on a set see.",
+    "parameters": "By the number of parameters, the largest network is chosen.",
+}
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -36,11 +38,15 @@ def table(results: Mapping[str, Any]) -> str:
         if one["nas"] and "search" in one["nas"]  # results from before have none
     }
     rows = [_row(marked(name, one), one["nas"], one["cost"]) for name, one in found.items()]
+    notes = [NOTE]
     for baseline, label in BASELINES.items():
-        for row in [_without_a_set(label, one["nas"], baseline) for one in found.values()]:
+        shown = [_without_a_set(label, one["nas"], baseline) for one in found.values()]
+        if any(shown):
+            notes.append(BASELINE_NOTES[baseline])
+        for row in shown:
             if row and row not in rows:  # sets of equal size have equal baselines
                 rows.append(row)
-    return html_table(HEADER, rows) + f"<p>{escape(NOTE)}</p>" if rows else ""
+    return html_table(HEADER, rows) + f"<p>{escape(' '.join(notes))}</p>" if rows else ""
 
 
 def _row(name: str, nas: Mapping[str, Any], cost: Mapping[str, Any]) -> list[str]:

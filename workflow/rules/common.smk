@@ -36,7 +36,7 @@ wildcard_constraints:
     key=r"[0-9a-f]+",
     group=r"\d+",
     shard=r"\d+",
-    images=r"[1-9]\d*",
+    images_per_class=r"[1-9]\d*",
     entry=rf"(?!({'|'.join(RESERVED)})\b){ENTRY_NAME}",
     network=r"[a-z0-9_]+",
 
@@ -165,8 +165,8 @@ def first_shards(wildcards):
 
 def nas_short_file(wildcards):
     """The ranking by trainings on the full data that are as short as those on the set, if wanted."""
-    images = PLAN.images_per_class(wildcards.entry)
-    return f"work/{wildcards.dataset}/nas/short{images}.json" if SETTINGS.nas.short else []
+    count = PLAN.images_per_class(wildcards.entry)
+    return f"work/{wildcards.dataset}/nas/short{count}.json" if SETTINGS.nas.short else []
 
 
 def nas_reference_file(wildcards):

@@ -43,9 +43,9 @@ rule nas_short:
     input:
         data="work/{dataset}/data.zarr.zip",
     output:
-        ranking=ensure("work/{dataset}/nas/short{images}.json", non_empty=True),
+        ranking=ensure("work/{dataset}/nas/short{images_per_class}.json", non_empty=True),
     log:
-        "logs/{dataset}/nas.short{images}.log",
+        "logs/{dataset}/nas.short{images_per_class}.log",
     conda:
         "../../envs/apm.yaml"
     threads: THREADS

@@ -14,5 +14,5 @@ if TYPE_CHECKING:
 
 with job(snakemake, RankingSettings) as this:
     data = PreparedData.open(snakemake.input.data)
-    ranking = train_short(data, int(snakemake.wildcards.images), this.settings, this.run)
+    ranking = train_short(data, int(snakemake.wildcards.images_per_class), this.settings, this.run)
     write_json(snakemake.output.ranking, "ranking", ranking, {"data": data.artifact.content})
