@@ -75,6 +75,20 @@ def test_protocols_change_labels_loss_and_augmentation_alone(settings, real_set)
     }
 
 
+def test_an_architecture_may_have_optimizer_schedule_and_loss_of_its_own(settings, real_set):
+    one = replace(real_set, recipe=replace(RECIPE, loss="l1"))  # its labels are logits
+    other = settings.changed(
+        {"lr": 0.1, "optimizer": "adam", "schedule": "cosine", "loss": "soft_ce"}
+    )
+    own, hard = (protocol_recipe(one, other, name) for name in ("own", "hard"))
+    assert (own.optimizer, own.schedule, own.loss, own.lr) == ("adam", "cosine", "soft_ce", 0.1)
+    assert hard == replace(own, loss="ce")
+    assert protocol_recipe(one, other, "plain") == replace(own, augment="none")
+    assert protocol_recipe(one, other, "kd") == online_recipe(KD, 4)
+    of_classes = replace(one, recipe=RECIPE, labels=Labels(real_set.classes))
+    assert protocol_recipe(of_classes, other, "own").loss == RECIPE.loss
+
+
 def test_the_recipe_of_online_labels_is_the_published_one_and_no_set_changes_it():
     expected = {"passes": 300, "lr": 0.001, "weight_decay": 0.01, "optimizer": "adamw"}
     expected |= {"schedule": "half_cosine", "loss": "kl", "temperature": 20.0, "cutmix": True}

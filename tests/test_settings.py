@@ -267,6 +267,14 @@ def test_settings_load_without_torch():
             "evaluate.overrides: alexnet is not in evaluate.architectures",
         ),
         (
+            {"evaluate.overrides": {"vit": {"optimizer": "adam"}}},
+            "evaluate.overrides.vit.optimizer: adam needs a learning rate of its own: set",
+        ),
+        (
+            {"evaluate.overrides": {"vit": {"loss": "ce"}}},
+            "evaluate.overrides.vit.loss: 'ce' is not one of [None, 'l1', 'soft_ce', 'half_mse']",
+        ),
+        (
             {"nas.reference.source": "table", "nas.reference.column": "x"},
             "nas.reference.table: needed with source: table",
         ),

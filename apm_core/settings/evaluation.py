@@ -16,13 +16,20 @@ RATES = "factors of the set's learning rate: the best on training images is used
 
 
 class Override(Section):
-    """Numbers of one architecture in place of the section's; null: the section's."""
+    """Settings of one architecture: numbers in place of the section's, and how it is trained in
+    place of the sets' recipes; null: those.
+    """
 
     epochs: Count | None = setting(None, "E, as in recipe.epochs")
     networks: Count | None = setting(None, "trained from scratch")
     width: Count | None = setting(None, "channels of its first stage")
     lr: Above | None = setting(None, "learning rate; null: the set's")
     rates: Rates | None = setting(None, RATES)
+    optimizer: Literal["sgd", "adam", "adamw"] | None = setting(None, "null: the set's")
+    schedule: Literal["step", "cosine"] | None = setting(None, "null: the set's")
+    loss: Literal["l1", "soft_ce", "half_mse"] | None = setting(
+        None, "where labels are logits; null: the set's"
+    )
 
 
 class Ceiling(Section):
@@ -69,7 +76,7 @@ class Evaluation(Section):
         ["convnet", "vgg11", "resnet18", "vit"], "architectures to evaluate"
     )
     overrides: Annotated[dict[Architecture, Override], Named] = setting(
-        {}, "other numbers for some architectures: {vgg11: {epochs: 300, networks: 3}}"
+        {}, "other settings for some architectures: {vgg11: {epochs: 300, networks: 3}}"
     )
     rates: Rates = setting([], RATES)
     hard_labels: Architectures = setting(

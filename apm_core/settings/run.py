@@ -174,6 +174,13 @@ class RunSettings(Section):
             raise ConfigError(
                 f"config: evaluate.overrides: {unused.pop()} is not in evaluate.architectures"
             )
+        for network, override in self.evaluate.overrides.items():
+            if override.optimizer not in (None, "sgd") and override.lr is None:
+                place = f"config: evaluate.overrides.{network}"
+                raise ConfigError(
+                    f"{place}.optimizer: {override.optimizer} needs a learning rate of its own: set"
+                    f" {place.removeprefix('config: ')}.lr, for example to 0.0005"
+                )
         if 0 < self.nas.networks < LEAST_RANKED:
             raise ConfigError(
                 f"config: nas.networks: {self.nas.networks} cannot be ranked: 0 for no ranking,"

@@ -102,10 +102,16 @@ class EvaluateSettings(StageSettings):
     network: Network
     precision: Precision = "auto"
     kd: OnlineTraining | None = None  # of protocol "kd"; None: without it
+    optimizer: str | None = None  # None: that of the set, as for the next ones
+    schedule: str | None = None
+    loss: str | None = None  # where labels are logits
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values, without what they have no use for."""
-        return self.model_dump(mode="json", exclude=None if self.kd else {"kd"})
+        optional = ("kd", "optimizer", "schedule", "loss")
+        return self.model_dump(
+            mode="json", exclude={key for key in optional if getattr(self, key) is None}
+        )
 
 
 class CeilingSettings(StageSettings):

@@ -28,18 +28,25 @@ KIND = "scores"
 def protocol_recipe(
     distilled: DistilledSet, settings: EvaluateSettings, protocol: Protocol
 ) -> Recipe:
-    """What a network is trained with under a protocol. But for kd, with the E epochs and, where
-    there is one, the learning rate of the settings.
+    """What a network is trained with under a protocol. But for kd, with the E epochs of the
+    settings and, where they state it, their learning rate, optimizer, schedule and loss of logits.
 
     own: the method's labels and recipe; hard: classes and cross-entropy; plain: the method's
     labels, without augmentation; kd: a teacher's online labels, with a recipe of their own.
     """
     if protocol == "kd":
         return online_recipe(settings.kd, distilled.ipc)
-    recipe = distilled.recipe
-    recipe = replace(recipe, lr=settings.lr or recipe.lr).with_epochs(settings.epochs)
+    own = distilled.recipe
+    recipe = replace(
+        own.with_epochs(settings.epochs),
+        lr=settings.lr or own.lr,
+        optimizer=settings.optimizer or own.optimizer,
+        schedule=settings.schedule or own.schedule,
+    )
     if protocol == "hard":
         return recipe.with_hard_labels()
+    if settings.loss and distilled.targets.ndim == 2:
+        recipe = replace(recipe, loss=settings.loss)
     return replace(recipe, augment="none") if protocol == "plain" else recipe
 
 
