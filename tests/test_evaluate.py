@@ -75,13 +75,14 @@ def test_protocols_change_labels_loss_and_augmentation_alone(settings, real_set)
     }
 
 
-def test_an_architecture_may_have_optimizer_schedule_and_loss_of_its_own(settings, real_set):
+def test_an_architecture_may_have_a_recipe_of_its_own(settings, real_set):
     one = replace(real_set, recipe=replace(RECIPE, loss="l1"))  # its labels are logits
     other = settings.changed(
-        {"lr": 0.1, "optimizer": "adam", "schedule": "cosine", "loss": "soft_ce"}
+        {"lr": 0.1, "batch": 8, "optimizer": "adam", "schedule": "cosine", "loss": "soft_ce"}
     )
     own, hard = (protocol_recipe(one, other, name) for name in ("own", "hard"))
-    assert (own.optimizer, own.schedule, own.loss, own.lr) == ("adam", "cosine", "soft_ce", 0.1)
+    assert (own.optimizer, own.schedule, own.loss) == ("adam", "cosine", "soft_ce")
+    assert (own.lr, own.batch) == (0.1, 8)
     assert hard == replace(own, loss="ce")
     assert protocol_recipe(one, other, "plain") == replace(own, augment="none")
     assert protocol_recipe(one, other, "kd") == online_recipe(KD, 4)

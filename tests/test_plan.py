@@ -252,7 +252,7 @@ def test_labels_decide_who_labels():
 
 
 def test_an_override_changes_its_architecture_alone():
-    recipe = {"optimizer": "adam", "lr": 1e-3}, {"schedule": "cosine"}, {"loss": "soft_ce"}
+    recipe = {"optimizer": "adam", "lr": 1e-3}, {"schedule": "cosine"}, {"loss": "l1"}, {"batch": 9}
     for number in ({"epochs": 7}, {"networks": 7}, {"lr": 7.0}, *recipe):
         assert changed({"evaluate.overrides": {"vgg11": number}}) == {("evaluate", "vgg11")}
     for network in ("resnet18", "convnet"):

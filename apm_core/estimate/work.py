@@ -131,7 +131,8 @@ def _evaluation(plan: Plan, size: Size) -> Iterator[Work]:
         told = plan.evaluate(network)
         cost = _cost(told.network, size.shape)
         for entry in plan.entries:
-            images, batch = decoded_images(plan, size, entry), plan.merge(entry).recipe.batch
+            images = decoded_images(plan, size, entry)
+            batch = told.batch or plan.merge(entry).recipe.batch
             offline = [protocol for protocol in protocols if protocol != "kd"]
             trained = (told.networks + len(told.rates)) * (told.epochs + 1) * len(offline)
             passes = trained * _pass(images, batch)

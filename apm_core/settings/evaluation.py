@@ -25,6 +25,7 @@ class Override(Section):
     width: Count | None = setting(None, "channels of its first stage")
     lr: Above | None = setting(None, "learning rate; null: the set's")
     rates: Rates | None = setting(None, RATES)
+    batch: Count | None = setting(None, "images per step; null: the set's")
     optimizer: Literal["sgd", "adam", "adamw"] | None = setting(None, "null: the set's")
     schedule: Literal["step", "cosine"] | None = setting(None, "null: the set's")
     loss: Literal["l1", "soft_ce", "half_mse"] | None = setting(
@@ -76,7 +77,9 @@ class Evaluation(Section):
         ["convnet", "vgg11", "resnet18", "vit"], "architectures to evaluate"
     )
     overrides: Annotated[dict[Architecture, Override], Named] = setting(
-        {}, "other settings for some architectures: {vgg11: {epochs: 300, networks: 3}}"
+        {},
+        "other settings for some architectures (epochs, networks, width, lr, rates, batch,"
+        " optimizer, schedule, loss): {vit: {epochs: 300, optimizer: adam, lr: 0.0005}}",
     )
     rates: Rates = setting([], RATES)
     hard_labels: Architectures = setting(

@@ -102,13 +102,14 @@ class EvaluateSettings(StageSettings):
     network: Network
     precision: Precision = "auto"
     kd: OnlineTraining | None = None  # of protocol "kd"; None: without it
-    optimizer: str | None = None  # None: that of the set, as for the next ones
+    batch: int | None = None  # None: that of the set, as for the next ones
+    optimizer: str | None = None
     schedule: str | None = None
     loss: str | None = None  # where labels are logits
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values, without what they have no use for."""
-        optional = ("kd", "optimizer", "schedule", "loss")
+        optional = ("kd", "batch", "optimizer", "schedule", "loss")
         return self.model_dump(
             mode="json", exclude={key for key in optional if getattr(self, key) is None}
         )

@@ -29,7 +29,8 @@ def protocol_recipe(
     distilled: DistilledSet, settings: EvaluateSettings, protocol: Protocol
 ) -> Recipe:
     """What a network is trained with under a protocol. But for kd, with the E epochs of the
-    settings and, where they state it, their learning rate, optimizer, schedule and loss of logits.
+    settings and, where they state it, their learning rate, batch, optimizer, schedule and loss
+    of logits.
 
     own: the method's labels and recipe; hard: classes and cross-entropy; plain: the method's
     labels, without augmentation; kd: a teacher's online labels, with a recipe of their own.
@@ -40,6 +41,7 @@ def protocol_recipe(
     recipe = replace(
         own.with_epochs(settings.epochs),
         lr=settings.lr or own.lr,
+        batch=settings.batch or own.batch,
         optimizer=settings.optimizer or own.optimizer,
         schedule=settings.schedule or own.schedule,
     )
