@@ -1,6 +1,7 @@
 """This tree against another checkout of it: training steps and image updates, in turns.
 
     python -m benchmarks.versus ../before --repetitions 9
+    python -m benchmarks.versus ../before --plain
 
 Each tree runs in a process of its own, and the two do the same work one right after the other, so
 that what disturbs the machine disturbs both. "% of rate" compares with a product of matrices in the
@@ -22,15 +23,15 @@ from benchmarks.measure import RESULTS, ROOT, Served, machine, ratio, show, writ
 WORK = Path(__file__).with_name("versus_work.py")
 
 
-def checkout(folder: Path) -> Served:
-    """The process that works with the library in `folder`."""
+def checkout(folder: Path, kind: str) -> Served:
+    """The process that does work of `kind` with the library in `folder`."""
     environment = {**os.environ, "PYTHONPATH": str(folder.resolve())}
-    return Served([sys.executable, WORK.resolve()], cwd=folder, env=environment)
+    return Served([sys.executable, WORK.resolve(), kind], cwd=folder, env=environment)
 
 
-def compared(before: Path, after: Path, repetitions: int) -> list[dict[str, Any]]:
+def compared(before: Path, after: Path, kind: str, repetitions: int) -> list[dict[str, Any]]:
     """A row for each piece of work: images/s and % of the rate of both trees, and their ratio."""
-    trees = {"before": checkout(before), "after": checkout(after)}
+    trees = {"before": checkout(before, kind), "after": checkout(after, kind)}
     sizes, _ = (json.loads(tree.ask("sizes")) for tree in trees.values())
     times = {name: {key: [] for key in trees} for name in sizes}
     for _ in range(repetitions):
@@ -61,8 +62,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("before", type=Path, help="folder of the other checkout")
     parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--plain", action="store_true", help="work that is not compiled")
     given = parser.parse_args()
-    rows = compared(given.before, ROOT, given.repetitions)
+    kind, suffix = ("plain", "_plain") if given.plain else ("compiled", "")
+    rows = compared(given.before, ROOT, kind, given.repetitions)
     show("this tree against the other", rows)
     compute = choose("auto")
     revisions = {
@@ -72,7 +75,7 @@ def main() -> None:
         for key, folder in (("before", given.before), ("after", ROOT))
     }
     head = {**machine(), "precision": compute.precision, "revisions": revisions}
-    write(RESULTS / f"versus_{compute.device.type}.json", {**head, "rows": rows})
+    write(RESULTS / f"versus{suffix}_{compute.device.type}.json", {**head, "rows": rows})
 
 
 if __name__ == "__main__":
