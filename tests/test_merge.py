@@ -135,7 +135,7 @@ def test_plain_pixels_need_no_whitening_file(merge_settings, digits_settings, cp
     data = prepare(tmp_path / "data", settings, ipc=1, networks=[])
     shard = DistillSettings(method="random", options={}, ipc=1)
     distill_shard(tmp_path / "shard", shard, 0, data, None, Run(cpu))
-    settings = merge_settings.changed({"labels": "classes"})
+    settings = merge_settings.changed({"labels": "classes", "recipe": {"loss": "ce"}})
     merge(tmp_path / "set", settings, [tmp_path / "shard"], data, None, cpu)
     found = distilled.load(tmp_path / "set")
     assert found.artifact.info["whitening"] is None and found.whitening.kind == "none"

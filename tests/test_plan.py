@@ -117,7 +117,7 @@ SPECIAL = {  # values that cannot be guessed from the schema
     "compute.device": "cpu",
     "distill.methods": ENTRIES[::-1],
     "evaluate.architectures": ["convnet"],
-    "evaluate.overrides": {"vit": {"lr": 0.7}},
+    "evaluate.overrides": {"vit": {"epochs": 7}},
     "evaluate.rates": [0.1, 1.0],
     "evaluate.hard_labels": ["vit"],
     "evaluate.plain": [],
@@ -186,7 +186,18 @@ def changed(changes: dict[str, Any], before: dict[tuple[str, ...], str] = BEFORE
     return {job for job in before.keys() & after.keys() if before[job] != after[job]}
 
 
-@pytest.mark.parametrize("key", SETTINGS)
+# class labels go with one loss
+FIXED = [f"methods.{name}.recipe.loss" for name, o in methods().items() if o.labels_of == "classes"]
+
+
+@pytest.mark.parametrize("key", FIXED)
+def test_labels_that_are_classes_keep_cross_entropy(key):
+    for value in candidates(key):
+        with pytest.raises(ConfigError, match=f"^config: {key}: {value} does not go with labels"):
+            edited({key: value})
+
+
+@pytest.mark.parametrize("key", [key for key in SETTINGS if key not in FIXED])
 def test_an_edited_key_changes_exactly_its_stages(key):
     extra = EXTRA.get(key, {})
     tries = []
@@ -201,6 +212,14 @@ def test_an_edited_key_changes_exactly_its_stages(key):
             return
         tries.append(value)
     pytest.fail(f"no other value changes anything: {tries}")
+
+
+def test_images_have_to_fit_every_architecture_that_is_trained():
+    changes = {"evaluate.architectures": ["convnet"], "evaluate.hard_labels": ["vgg11"]}
+    changes |= {"evaluate.plain": [], "evaluate.ceiling.architectures": ["alexnet"]}
+    plan = edited({**changes, "distill.methods": [{"name": "rcig", "network": "resnet18"}]})
+    names = [network.network for network in plan.networks]
+    assert sorted(names) == ["alexnet", "convnet", "convnet", "resnet18", "vgg11"]
 
 
 def test_exceptions_are_keys():
@@ -253,7 +272,7 @@ def test_labels_decide_who_labels():
 
 def test_an_override_changes_its_architecture_alone():
     recipe = {"optimizer": "adam", "lr": 1e-3}, {"schedule": "cosine"}, {"loss": "l1"}, {"batch": 9}
-    for number in ({"epochs": 7}, {"networks": 7}, {"lr": 7.0}, *recipe):
+    for number in ({"epochs": 7}, {"networks": 7}, *recipe):
         assert changed({"evaluate.overrides": {"vgg11": number}}) == {("evaluate", "vgg11")}
     for network in ("resnet18", "convnet"):
         changes = {"evaluate.overrides": {network: {"width": 16}}}
@@ -263,7 +282,8 @@ def test_an_override_changes_its_architecture_alone():
         plan = edited({**changes, "continual.network": network})
         for told in (plan.evaluate(network), plan.ceiling(network), plan.continual()):
             assert told.network.width == 16
-    told = edited({"evaluate.overrides": {"vit": {"lr": 0.1}}}).evaluate("vit")
+    override = {"vit": {"optimizer": "sgd", "lr": 0.1}}
+    told = edited({"evaluate.overrides": override}).evaluate("vit")
     assert (told.lr, told.epochs, told.networks) == (0.1, 1000, 5)
 
 

@@ -264,15 +264,39 @@ def test_settings_load_without_torch():
         ),
         (
             {"evaluate.overrides": {"alexnet": {"epochs": 3}}},
-            "evaluate.overrides: alexnet is not in evaluate.architectures",
+            "evaluate.overrides: alexnet is not evaluated: add it to evaluate.architectures",
         ),
         (
             {"evaluate.overrides": {"vit": {"optimizer": "adam"}}},
-            "evaluate.overrides.vit.optimizer: adam needs a learning rate of its own: set",
+            "evaluate.overrides.vit.optimizer: adam needs a learning rate of its own, that of",
+        ),
+        (
+            {"distill.methods": ["ncfm", "dm"], "evaluate.overrides": {"vit": {"lr": 0.1}}},
+            "evaluate.overrides.vit.lr: one rate does not suit the optimizers of all sets (adam",
+        ),
+        (
+            {"distill.methods": ["ncfm"], "evaluate.overrides": {"vit": {"optimizer": "sgd"}}},
+            "evaluate.overrides.vit.optimizer: sgd needs a learning rate of its own, that of ncfm",
+        ),
+        (
+            {"distill.methods": [{"name": "random", "labels": "classes"}]},
+            "methods.random.recipe.loss: l1 does not go with labels that are classes: set it to ce",
+        ),
+        (
+            {"distill.methods": ["apm"], "methods": {"apm": {"recipe": {"loss": "ce"}}}},
+            "methods.apm.recipe.loss: ce does not go with labels that are logits: set it to l1,",
+        ),
+        (
+            {"distill.methods": ["apm", "random"], "distill.label_epoch": 4},
+            "distill.label_epoch: it needs networks as after epoch 4: set teachers.snapshots: true",
+        ),
+        (
+            {"distill.methods": [{"name": "apm", "label_epoch": 400}]},
+            "methods.apm.label_epoch: it needs networks as after epoch 400, beyond teachers",
         ),
         (
             {"evaluate.overrides": {"vit": {"loss": "ce"}}},
-            "evaluate.overrides.vit.loss: 'ce' is not one of [None, 'l1', 'soft_ce', 'half_mse']",
+            "evaluate.overrides.vit.loss: 'ce' is not one of [None, 'l1', 'soft_ce']",
         ),
         (
             {"nas.reference.source": "table", "nas.reference.column": "x"},

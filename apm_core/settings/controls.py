@@ -55,6 +55,8 @@ def control_of(name: str, entries: Mapping[str, Candidate]) -> Control | None:
 
 
 def _differing(one: Candidate, other: Candidate) -> list[str]:
-    """The keys in which the recipes differ."""
-    theirs = other.merged.recipe.model_dump()
-    return [key for key, value in one.merged.recipe.model_dump().items() if value != theirs[key]]
+    """The keys in which the recipes differ, but for the epochs: networks that are measured have
+    equal ones.
+    """
+    own, theirs = (it.merged.recipe.model_dump(exclude={"epochs"}) for it in (one, other))
+    return [key for key, value in own.items() if value != theirs[key]]

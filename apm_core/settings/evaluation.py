@@ -12,12 +12,13 @@ Named = Field(json_schema_extra={"propertyNames": {"enum": list(get_args(Archite
 Architectures = Annotated[list[Architecture], Unique]
 Rates = Annotated[list[Above], Unique]
 Protocol = Literal["own", "hard", "plain", "kd"]
+OfLogits = Literal["l1", "soft_ce"]  # losses that compare logits with logits
 RATES = "factors of the set's learning rate: the best on training images is used; []: the set's"
 
 
 class Override(Section):
     """Settings of one architecture: numbers in place of the section's, and how it is trained in
-    place of the sets' recipes; null: those.
+    place of the sets' recipes; null: those. Continual learning takes the width alone.
     """
 
     epochs: Count | None = setting(None, "E, as in recipe.epochs")
@@ -28,9 +29,7 @@ class Override(Section):
     batch: Count | None = setting(None, "images per step; null: the set's")
     optimizer: Literal["sgd", "adam", "adamw"] | None = setting(None, "null: the set's")
     schedule: Literal["step", "cosine"] | None = setting(None, "null: the set's")
-    loss: Literal["l1", "soft_ce", "half_mse"] | None = setting(
-        None, "where labels are logits; null: the set's"
-    )
+    loss: OfLogits | None = setting(None, "in place of l1 or soft_ce alone; null: the set's")
 
 
 class Ceiling(Section):
@@ -88,6 +87,12 @@ class Evaluation(Section):
     plain: Architectures = setting(["convnet"], "also evaluated without augmentation")
     kd: OnlineLabels = OnlineLabels()
     ceiling: Ceiling = Ceiling()
+
+    @property
+    def trained(self) -> set[Architecture]:
+        """All architectures that are trained, on the sets or on the full data."""
+        on_sets = (self.architectures, self.hard_labels, self.plain, self.kd.architectures)
+        return set().union(*on_sets, self.ceiling.architectures)
 
 
 class Continual(Section):

@@ -38,6 +38,11 @@ class MethodSettings(Section):
         return "own"
 
     @property
+    def label_pool(self) -> PoolName | None:
+        """The pool that labels the merged set, if one does."""
+        return (self.pool or "teachers") if self.labels_of == "pool" else None
+
+    @property
     def files(self) -> list[str]:
         """Files that the shards are made from besides data and pool: inputs of their jobs."""
         return []

@@ -32,7 +32,6 @@ from apm_core.settings.training import (
     OrderedTraining,
     PoolName,
     PoolTraining,
-    RecipeSettings,
 )
 
 ALGORITHM = {
@@ -118,9 +117,10 @@ class Plan:
 
     @property
     def networks(self) -> list[Network]:
-        """The architectures that the images must fit."""
-        names = self.settings.evaluate.architectures
-        return [self._network(self.settings.teachers.network), *map(self._evaluated, names)]
+        """The architectures that the images must fit, but for those of a ranking."""
+        trained = sorted(self.settings.evaluate.trained)
+        own = [told.network for told in map(self.distill, self.entries) if told.network]
+        return [self._network(self.settings.teachers.network), *map(self._evaluated, trained), *own]
 
     def prepare(self) -> PrepareSettings:
         """The settings of the data stage."""
@@ -152,8 +152,7 @@ class Plan:
 
     def label_pool(self, entry: str) -> PoolName | None:
         """The pool that labels the merged set of `entry`, or None."""
-        settings = self.entry(entry).settings
-        return (settings.pool or "teachers") if settings.labels_of == "pool" else None
+        return self.entry(entry).settings.label_pool
 
     def distill(self, entry: str) -> DistillSettings:
         """The settings of a shard of `entry`."""
@@ -161,7 +160,10 @@ class Plan:
         own = item.settings
         fields: dict[str, Any] = {"rounds": self._rounds(item)}
         if own.trains:
-            fields |= {"recipe": self._recipe(item), "precision": self.settings.compute.precision}
+            fields |= {
+                "recipe": self.settings.recipe_of(item),
+                "precision": self.settings.compute.precision,
+            }
         if own.trains and own.pool is None:
             network = getattr(own, "network", None) or self.settings.teachers.network
             fields["network"] = self._network(network)
@@ -191,14 +193,11 @@ class Plan:
             fields["label_epoch"] = epoch
         return MergeSettings(
             entry=entry,
-            recipe=self._recipe(item),
+            recipe=self.settings.recipe_of(item),
             product=common.product.changed(own.product.model_dump(exclude_none=True)),
             **fields,
             **self._common("merge"),
         )
-
-    def _recipe(self, entry: Entry) -> RecipeSettings:
-        return self.settings.recipe.changed(entry.settings.recipe.model_dump(exclude_none=True))
 
     def evaluate(self, network: str) -> EvaluateSettings:
         """The settings of the evaluation of one architecture; raises ConfigError when the run has

@@ -159,6 +159,7 @@ class RunSettings(Section):
         for entry in self.entries.values():
             self._require_epochs(entry)
             self._require_images(entry)
+            self._require_loss(entry)
         if self.ipc % self.distill.shards:
             raise ConfigError(
                 f"config: distill.shards: {self.distill.shards} does not divide ipc: {self.ipc}"
@@ -169,18 +170,13 @@ class RunSettings(Section):
                     f"config: {name}.n: {pool.n} is not a multiple of {name}.per_job:"
                     f" {pool.per_job}"
                 )
-        unused = set(self.evaluate.overrides) - set(self.evaluate.architectures)
+        unused = set(self.evaluate.overrides) - self.evaluate.trained - {self.continual.network}
         if unused:
             raise ConfigError(
-                f"config: evaluate.overrides: {unused.pop()} is not in evaluate.architectures"
+                f"config: evaluate.overrides: {unused.pop()} is not evaluated: add it to"
+                " evaluate.architectures"
             )
-        for network, override in self.evaluate.overrides.items():
-            if override.optimizer not in (None, "sgd") and override.lr is None:
-                place = f"config: evaluate.overrides.{network}"
-                raise ConfigError(
-                    f"{place}.optimizer: {override.optimizer} needs a learning rate of its own: set"
-                    f" {place.removeprefix('config: ')}.lr, for example to 0.0005"
-                )
+        self._require_rates()
         if 0 < self.nas.networks < LEAST_RANKED:
             raise ConfigError(
                 f"config: nas.networks: {self.nas.networks} cannot be ranked: 0 for no ranking,"
@@ -191,12 +187,54 @@ class RunSettings(Section):
                 if not getattr(self.nas.reference, key):
                     raise ConfigError(f"config: nas.reference.{key}: needed with source: table")
 
+    def recipe_of(self, entry: Entry) -> RecipeSettings:
+        """How networks are trained on the set of `entry`."""
+        return self.recipe.changed(entry.settings.recipe.model_dump(exclude_none=True))
+
+    def _require_loss(self, entry: Entry) -> None:
+        """Raise ConfigError when the loss of `entry` does not go with its labels."""
+        loss, labels = self.recipe_of(entry).loss, entry.settings.labels_of
+        if labels != "own" and (loss == "ce") != (labels == "classes"):
+            kind, wanted = (
+                ("classes", "ce") if labels == "classes" else ("logits", "l1, soft_ce or half_mse")
+            )
+            raise ConfigError(
+                f"config: methods.{entry.name}.recipe.loss: {loss} does not go with labels that are"
+                f" {kind}: set it to {wanted}"
+            )
+
+    def _require_rates(self) -> None:
+        """Raise ConfigError where an override's optimizer would get the rate of another, or its
+        rate reach sets with several optimizers.
+        """
+        optimizers = {name: self.recipe_of(entry).optimizer for name, entry in self.entries.items()}
+        for network, override in self.evaluate.overrides.items():
+            place, own = f"evaluate.overrides.{network}", override.optimizer
+            other = next((name for name, one in optimizers.items() if one != own), None)
+            if own and other and override.lr is None:
+                raise ConfigError(
+                    f"config: {place}.optimizer: {own} needs a learning rate of its own, that of"
+                    f" {other} is for {optimizers[other]}: set {place}.lr"
+                )
+            if override.lr and not own and len(set(optimizers.values())) > 1:
+                raise ConfigError(
+                    f"config: {place}.lr: one rate does not suit the optimizers of all sets"
+                    f" ({', '.join(sorted(set(optimizers.values())))}): set {place}.optimizer too"
+                )
+
     def _require_epochs(self, entry: Entry) -> None:
-        """Raise ConfigError when `entry` needs epochs that its pool does not keep or reach."""
-        for key, last in entry.settings.epochs_needed.items():
-            name = entry.settings.pool
+        """Raise ConfigError when `entry` needs epochs that its pools do not keep or reach."""
+        own, place = entry.settings, f"methods.{entry.name}"
+        needed = [(f"{place}.{key}", own.pool, last) for key, last in own.epochs_needed.items()]
+        if own.labels_of == "pool":
+            key, last = f"{place}.label_epoch", own.label_epoch
+            if last is None:
+                key, last = "distill.label_epoch", self.distill.label_epoch
+            if last is not None:
+                needed.append((key, own.label_pool, last))
+        for key, name, last in needed:
             pool = self.pools[name]
-            needs = f"config: methods.{entry.name}.{key}: it needs networks as after epoch {last}"
+            needs = f"config: {key}: it needs networks as after epoch {last}"
             if last > pool.epochs:
                 raise ConfigError(
                     f"{needs}, beyond {name}.epochs: {pool.epochs}: lower the one or raise the"

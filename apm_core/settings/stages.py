@@ -9,7 +9,13 @@ from typing import Any, Literal, Self
 
 from apm_core.settings.compute import Precision
 from apm_core.settings.dataset import Images
-from apm_core.settings.evaluation import OnlineTraining, Protocol, RankedNetworks, RankingTraining
+from apm_core.settings.evaluation import (
+    OfLogits,
+    OnlineTraining,
+    Protocol,
+    RankedNetworks,
+    RankingTraining,
+)
 from apm_core.settings.method import MethodSettings, methods
 from apm_core.settings.product import Product
 from apm_core.settings.section import Section
@@ -105,7 +111,7 @@ class EvaluateSettings(StageSettings):
     batch: int | None = None  # None: that of the set, as for the next ones
     optimizer: str | None = None
     schedule: str | None = None
-    loss: str | None = None  # where labels are logits
+    loss: OfLogits | None = None  # in place of another of these
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values, without what they have no use for."""

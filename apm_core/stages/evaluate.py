@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from apm_core.data.examples import Examples
 from apm_core.data.prepared import PreparedData
@@ -14,7 +14,7 @@ from apm_core.runtime.device import Compute
 from apm_core.runtime.resume import Part, Resume, each
 from apm_core.runtime.run import Run
 from apm_core.scores import summarize
-from apm_core.settings.evaluation import Protocol
+from apm_core.settings.evaluation import OfLogits, Protocol
 from apm_core.settings.stages import CeilingSettings, EvaluateSettings
 from apm_core.training.inference import labeller, measures
 from apm_core.training.rate_search import REAL, accuracy_at, best_rate
@@ -30,7 +30,7 @@ def protocol_recipe(
 ) -> Recipe:
     """What a network is trained with under a protocol. But for kd, with the E epochs of the
     settings and, where they state it, their learning rate, batch, optimizer, schedule and loss
-    of logits.
+    between logits.
 
     own: the method's labels and recipe; hard: classes and cross-entropy; plain: the method's
     labels, without augmentation; kd: a teacher's online labels, with a recipe of their own.
@@ -43,11 +43,12 @@ def protocol_recipe(
         lr=settings.lr or own.lr,
         batch=settings.batch or own.batch,
         optimizer=settings.optimizer or own.optimizer,
-        schedule=settings.schedule or own.schedule,
     )
+    if settings.schedule not in (None, own.schedule):  # warm-up and floor belong to a schedule
+        recipe = replace(recipe, schedule=settings.schedule, warmup=0, floor=0.0)
     if protocol == "hard":
         return recipe.with_hard_labels()
-    if settings.loss and distilled.targets.ndim == 2:
+    if settings.loss and own.loss in get_args(OfLogits):
         recipe = replace(recipe, loss=settings.loss)
     return replace(recipe, augment="none") if protocol == "plain" else recipe
 

@@ -65,8 +65,7 @@ def merge(
     else:
         targets = pool_labels(pool, images, settings, compute)
     recipe = Recipe.of(settings.recipe)
-    if settings.labels == "own":
-        recipe.require_targets(targets, f"entry {settings.entry}")
+    recipe.require_targets(targets, f"entry {settings.entry}")
     if shards[0].info["rate"] is not None:
         recipe = replace(recipe, lr=sum(shard.info["rate"] for shard in shards) / len(shards))
     result = DistilledSet(
@@ -126,6 +125,6 @@ def pool_labels(
         chosen = int(torch.randint(len(pool), (), generator=random))
     epoch = settings.label_epoch
     if epoch is not None:
-        pool.require_epochs([epoch], "distill.label_epoch")
+        pool.require_epochs([epoch], f"label_epoch of {settings.entry}")
     # float32 whatever the precision of training: the labels are part of the product
     return pool.logits(chosen, images.to(compute.device), compute.exact(), epoch=epoch).cpu()

@@ -62,11 +62,8 @@ class APMPlusSettings(APMSettings):
 
     @property
     def epochs_needed(self) -> dict[str, int]:
-        """The last epochs of the teachers of the images and of the labels."""
-        needed = {"label_epoch": self.label_epoch}
-        if self.teacher_epochs:
-            needed = {"teacher_epochs": max(self.teacher_epochs), **needed}
-        return {key: last for key, last in needed.items() if last is not None}
+        """The last epoch of the teachers of the images."""
+        return {"teacher_epochs": max(self.teacher_epochs)} if self.teacher_epochs else {}
 
 
 METHODS = {"apm": APMSettings(), "apm_plus": APMPlusSettings()}
