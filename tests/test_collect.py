@@ -38,6 +38,8 @@ NAS = {
     "kendall": {"mean": None, "std": None, "ci95": None},
     "top10_recall": 1.0,
     "reference": {"source": "train", "pick": 1.0, "best": 2.0, "mean": 1.0},
+    "search": {"by_full_data": {"seconds": 30.0}},
+    "baselines": {"parameters": {"cost": {"seconds": 0.0}}, "short": {"cost": {"seconds": 9.0}}},
     "seconds": 11.0,
 }
 
@@ -135,7 +137,7 @@ def test_the_run_describes_itself(files):
             "distill": 50.5,
             "evaluate": 28.0,  # two a run
             "ceiling": 4.0,
-            "nas": 11.0,
+            "nas": 50.0,  # by the set, by short and by long trainings on all data
         },
     }
 

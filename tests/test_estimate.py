@@ -11,6 +11,7 @@ from torch import Tensor
 from apm_core import methods
 from apm_core.estimate import speed
 from apm_core.estimate.disk import disk_bytes
+from apm_core.estimate.jobs import jobs
 from apm_core.estimate.size import Size, size_of
 from apm_core.estimate.work import Work, cost_of, decoded_images, works
 from apm_core.methods.base import Job
@@ -88,8 +89,29 @@ def test_sizes_are_read_from_prepared_data(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("work/pets").mkdir(parents=True)
     shutil.copy(digits.artifact.path, "work/pets/data.zarr.zip")
-    plan = Plan(RunSettings.of({"dataset": {"name": "pets", "source": "folder"}}))
+    settings = digits.artifact.settings["images"]
+    images = {key: settings[key] for key in ("source", "whitening", "test_fraction")}
+    plan = Plan(RunSettings.of({"dataset": {"name": "pets", **images}}))
     assert size_of(plan) == DIGITS
+    other = Plan(RunSettings.of({"dataset": {"name": "pets", **images, "held_out": 0.5}}))
+    assert size_of(other) == Size(719, 719, DIGITS.shape)  # they will be prepared again
+
+
+def test_classes_that_are_not_there_do_not_count(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = {"name": "tiny_imagenet"}
+    assert size_of(plan_of(dataset=name)).shape.classes == 200
+    for wnid in ("n1", "n2"):
+        Path("data/tiny-imagenet-200/train", wnid).mkdir(parents=True)
+    assert size_of(plan_of(dataset=name)) == Size(1000, 100, Shape(3, 64, 2))
+
+
+def test_teachers_that_label_online_are_trained():
+    online = {**SMALL["evaluate"], "kd": {"architectures": ["convnet"]}}
+    plan = plan_of(distill={"methods": ["random_hard"]}, evaluate=online)
+    assert jobs(plan)["teachers"] == 1
+    (work,) = of_stage(plan, "teachers")
+    assert work.jobs == 1 and work.steps == 7 * 15 + 1
 
 
 def test_times_give_the_speed_back(monkeypatch):

@@ -86,6 +86,13 @@ def test_an_architecture_may_have_a_recipe_of_its_own(settings, real_set):
     assert hard == replace(own, loss="ce")
     assert protocol_recipe(one, other, "plain") == replace(own, augment="none")
     assert protocol_recipe(one, other, "kd") == online_recipe(KD, 4)
+    warm = replace(
+        one, recipe=replace(own, schedule="cosine", loss="half_mse", warmup=9, floor=0.1)
+    )
+    kept = protocol_recipe(warm, other, "own")
+    assert (kept.warmup, kept.floor, kept.loss) == (9, 0.1, "half_mse")  # no labels that are logits
+    step = protocol_recipe(warm, other.changed({"schedule": "step"}), "own")
+    assert (step.warmup, step.floor) == (0, 0.0)  # they belong to the set's schedule
     of_classes = replace(one, recipe=RECIPE, labels=Labels(real_set.classes))
     assert protocol_recipe(of_classes, other, "own").loss == RECIPE.loss
 

@@ -125,12 +125,14 @@ def test_a_search_names_its_choice_the_best_and_the_cost_of_both_rankings():
 
 def test_rankings_without_a_set_are_measured_as_that_by_the_set():
     told = {"device": "a CPU, 4 threads", "seconds": 6.0}
-    found = compared(RUNS[0], short={"accuracies": RUNS, **told})["baselines"]
+    short = {"accuracies": RUNS, "images_per_class": 40, **told}
+    found = compared(RUNS[0], short=short)["baselines"]
     own = compared(*RUNS)
     assert found["short"] == {
         **{name: own[name] for name in ("spearman", "kendall")},
         "pick": ["g"],
         "accuracy": 70.0,
+        "images_per_class": 40,
         "cost": {**told, "core_seconds": 24.0},
     }
     by_size = found["parameters"]

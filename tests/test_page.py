@@ -233,14 +233,14 @@ def test_what_a_search_comes_to_is_a_row_of_each_set_that_ranked(results):
     cost = {"seconds": 3.0, "core_seconds": 12.0, "device": "a CPU, 4 threads"}
     results["methods"]["apm"]["nas"]["baselines"] = {
         "parameters": {"pick": ["|d~0|"], "accuracy": 70.0, "cost": cost},
-        "short": {"pick": ["|e~0|"], "accuracy": 72.0, "cost": cost},
+        "short": {"pick": ["|e~0|"], "accuracy": 72.0, "cost": cost, "images_per_class": 40},
     }
     results["methods"]["dm"]["nas"] = results["methods"]["apm"]["nas"]  # of a set of equal size
     baselines = Text(search.table(results).partition("<p>")[0]).rows[3:]
     assert baselines == [
         [name, pick, accuracy, "73.0", "60.0", "12", "", "5,000 s"]
         for name, pick, accuracy in (
-            ("by short trainings on all data", "|e~0|", "72.0"),
+            ("by short trainings on all data, as on 40 images per class", "|e~0|", "72.0"),
             ("by number of parameters", "|d~0|", "70.0"),
         )
     ]
@@ -281,22 +281,24 @@ def test_published_points_have_a_source_and_a_size():
 def test_published_points_are_marked_as_such(results):
     results["run"]["dataset"] = "cifar10"
     for one in results["methods"].values():
-        one["images"] = 20
+        one["images"] = 20 * one.get("tiles", 1) ** 2
     with style.applied():
         chart, _ = frontier.charts(results)
     assert "published, of ConvNets of width 128" in chart.text
     assert "arXiv:2310.05773, Table 1" in chart.text
 
 
-@pytest.mark.parametrize("change", ["classes", "held_out", "resolution", None])
+@pytest.mark.parametrize("change", ["classes", "held_out", "resolution", "tiles", None])
 def test_published_points_are_of_the_same_data(results, change):
     dataset = {"source": "cifar10", change: 0.1} if change in ("held_out", "resolution") else {}
     results["run"] |= {"dataset": "cifar10", "settings": {"dataset": dataset}}
     for one in results["methods"].values():
-        one["images"] = 10 if change == "classes" else 20
+        one["images"] = (10 if change == "classes" else 20) * one.get("tiles", 1) ** 2
+    if change == "tiles":  # four images in each of the stored ones, of which there are as many
+        results["methods"]["dm"] |= {"tiles": 2, "images": 80}
     with style.applied():
         text = frontier.charts(results)[0].text
-    assert ("published" in text) == (change is None)
+    assert ("published" in text) == (change in ("tiles", None))
 
 
 def test_the_page_asks_for_nothing_outside(results):

@@ -27,11 +27,11 @@ def lines(configs: Sequence[Path]) -> Iterator[str]:
     yield f"{'in all':<14}{sum(counts.values()):>6}"
     size = size_of(plan)
     if size is None:
-        name = plan.settings.dataset.name
+        dataset = plan.settings.dataset
+        resolution = "" if dataset.resolution else "set dataset.resolution, or "
         yield (
-            "estimates: need number and size of the images: set dataset.resolution, or run"
-            f" snakemake --configfile {' '.join(map(str, configs))} -- work/{name}/data.zarr.zip"
-            " first"
+            f"estimates: need number and size of the images: {resolution}run snakemake --configfile"
+            f" {' '.join(map(str, configs))} -- work/{dataset.name}/data.zarr.zip first"
         )
         return
     cores = torch.get_num_threads()

@@ -24,7 +24,8 @@ class Split:
 @dataclass(frozen=True)
 class PublicSize:
     """The size of a data set that is the same for everybody; `side` is None where there are
-    versions of several sizes.
+    versions of several sizes. `folder`, of the data's, has a folder of each class, where classes
+    that are not there are left out.
     """
 
     train: int  # images
@@ -32,6 +33,7 @@ class PublicSize:
     channels: int
     side: int | None  # pixels
     classes: int
+    folder: str | None = None
 
     @property
     def values(self) -> int:

@@ -11,7 +11,7 @@ def jobs(plan: Plan) -> dict[str, int]:
     return {
         "prepare": 1,
         "whitening": 1,
-        "teachers": sum(len(plan.groups(pool)) for pool in pools(plan)),
+        "teachers": sum(pool.groups for pool in pools(plan).values()),
         "distill": entries * settings.distill.shards,
         "merge": entries,
         "evaluate": entries * len(plan.protocols),
@@ -30,6 +30,12 @@ def short_sizes(plan: Plan) -> set[int]:
 
 
 def pools(plan: Plan) -> dict[str, Pool]:
-    """The pools that the entries distil from, or that label their sets."""
+    """The pools that the entries distil from, or that label their sets; of teachers that label
+    online alone, the first group.
+    """
     used = {find(entry) for entry in plan.entries for find in (plan.distill_pool, plan.label_pool)}
-    return {name: pool for name, pool in plan.settings.pools.items() if name in used}
+    found = {name: pool for name, pool in plan.settings.pools.items() if name in used}
+    if "teachers" not in found and any("kd" in told for told in plan.protocols.values()):
+        teachers = plan.settings.teachers
+        found["teachers"] = teachers.changed({"n": teachers.per_job})
+    return found

@@ -95,7 +95,7 @@ def _teachers(plan: Plan, size: Size) -> Iterator[Work]:
         told = plan.pool(name)
         rates = 2 if pool.rho else 1
         passes = pool.n * pool.epochs * rates * _pass(size.train, pool.batch)
-        jobs = len(plan.groups(name))
+        jobs = pool.groups
         if isinstance(pool, OrderedTraining):
             judges = jobs * pool.curriculum.networks
             passes += judges * pool.curriculum.epochs * _pass(size.train, pool.batch)
@@ -164,7 +164,8 @@ def _ranking(plan: Plan, size: Size) -> Iterator[Work]:
     for entry in plan.entries:
         yield _ranked("nas_proxy", told, decoded_images(plan, size, entry), size)
     for images in short_sizes(plan):
-        yield _ranked("nas_short", plan.nas_short(), images * size.shape.classes, size)
+        count = min(images * size.shape.classes, size.train)
+        yield _ranked("nas_short", plan.nas_short(), count, size)
     if plan.settings.nas.reference.source == "train":
         yield _ranked("nas_reference", plan.nas_reference(), size.train, size)
 

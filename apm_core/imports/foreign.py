@@ -190,7 +190,7 @@ def _recipe(found: Published, beside: Sidecar | None, meaning: Meaning, path: Pa
 
 def _targets(targets: Tensor, recipe: Recipe) -> Tensor:
     """The labels as the loss takes them: logits in the place of probabilities."""
-    if targets.ndim == 1 or recipe.loss != "soft_ce":
+    if targets.ndim == 1 or recipe.loss not in ("soft_ce", "kl"):
         return targets
     sums = targets.sum(dim=1)
     if bool((targets >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):

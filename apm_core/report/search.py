@@ -67,6 +67,9 @@ def _without_a_set(label: str, nas: Mapping[str, Any], baseline: str) -> list[st
     found, reference = nas.get("baselines", {}).get(baseline), nas["reference"]
     if not found:
         return []
+    images = found.get("images_per_class")  # of the sets whose trainings are as long
+    if images:
+        label = f"{label}, as on {images} images per class"
     accuracies = (found["accuracy"], reference["best"], reference["mean"])
     return [
         label,

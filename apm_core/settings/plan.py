@@ -86,8 +86,7 @@ class Plan:
 
     def groups(self, pool: PoolName) -> range:
         """Numbers of the jobs that train a pool."""
-        section = self.settings.pools[pool]
-        return range(section.n // section.per_job)
+        return range(self.settings.pools[pool].groups)
 
     @property
     def protocols(self) -> dict[str, list[Protocol]]:

@@ -106,6 +106,11 @@ class Pool(PoolTraining):
 
     n: Count = setting(100, "networks in the pool, a multiple of per_job")
 
+    @property
+    def groups(self) -> int:
+        """The number of jobs that train it."""
+        return self.n // self.per_job
+
 
 class OrderedPool(OrderedTraining, Pool):
     """A pool of networks trained on images in the order of their difficulty."""

@@ -203,15 +203,22 @@ def _device(sets: Mapping[str, DistilledSet]) -> str:
 def _seconds(
     sets: Mapping[str, DistilledSet], pieces: Sequence[Mapping[str, Any]], stages: Sequence[str]
 ) -> dict[str, float]:
-    """Seconds per stage, over all entries; the teachers once."""
+    """Seconds per stage, over all entries; each pool of networks, and each ranking by the full
+    data, once.
+    """
     infos = [one.artifact.info for one in sets.values()]
     seconds = {
-        "teachers": max(info["teacher_seconds"] for info in infos),
+        "teachers": sum({info["teacher_seconds"] for info in infos}),  # a pool's are its own
         "distill": sum(info["distill_seconds"] for info in infos),
         **dict.fromkeys(stages, 0.0),
     }
     for piece in pieces:
         seconds[piece["measured"]["stage"]] += piece["seconds"]
+    rankings = [piece for piece in pieces if piece["measured"]["stage"] == "nas"]
+    shared = [one["search"]["by_full_data"] for one in rankings]
+    shared += [one["baselines"].get("short", {}).get("cost") for one in rankings]
+    for once in {cost["seconds"] for cost in shared if cost}:
+        seconds["nas"] += once
     return seconds
 
 

@@ -84,7 +84,8 @@ def train_short(
     def among(index: int) -> Tensor:
         return order[index * images : (index + 1) * images]
 
-    return _train_all(examples, data, recipe, settings, run, stage="nas short", among=among)
+    ranking = _train_all(examples, data, recipe, settings, run, stage="nas short", among=among)
+    return {"images_per_class": images_per_class, **ranking}
 
 
 def train_reference(
@@ -204,6 +205,7 @@ def _baseline(
         **_agreement(reference, runs, seed),
         "pick": _first(archs, mean),
         "accuracy": scores.pick(reference, mean),
+        "images_per_class": ranking.get("images_per_class"),
         "cost": _cost(ranking),
     }
 

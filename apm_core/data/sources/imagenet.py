@@ -21,7 +21,7 @@ TRAIN_BATCHES = tuple(f"train_data_batch_{i}.npz" for i in range(1, 11))
 TEST_BATCHES = ("val_data.npz",)
 # the customary figures, as in the distillation literature; not measured on these images
 CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SIZE = PublicSize(1_281_167, 50_000, 3, None, 1000)
+SIZE = PublicSize(1_281_167, 50_000, 3, None, 1000, "train")
 
 
 def read(request: Request) -> Dataset:

@@ -12,7 +12,7 @@ from apm_core.errors import DataError
 
 # ImageNet's customary figures, as in the distillation literature; not measured on this set
 CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SIZE = PublicSize(100_000, 10_000, 3, 64, 200)
+SIZE = PublicSize(100_000, 10_000, 3, 64, 200, "tiny-imagenet-200/train")
 
 
 def read(request: Request) -> Dataset:

@@ -124,7 +124,8 @@ def _published(results: Mapping[str, Any], methods: Methods) -> list[Published]:
     if not found or dataset.get("held_out"):
         return []
     public = public_size(name)
-    whole = all(one["images"] == public.classes * results["run"]["ipc"] for one in methods.values())
+    stored = public.classes * results["run"]["ipc"]
+    whole = all(one["images"] == stored * one.get("tiles", 1) ** 2 for one in methods.values())
     return found if whole and dataset.get("resolution") in (None, public.side) else []
 
 
