@@ -280,11 +280,11 @@ def test_settings_load_without_torch():
         ),
         (
             {"distill.methods": [{"name": "random", "labels": "classes"}]},
-            "methods.random.recipe.loss: l1 does not go with labels that are classes: set it to ce",
+            "methods.random.recipe.loss: l1 does not go with labels that are class indices: set it",
         ),
         (
             {"distill.methods": ["apm"], "methods": {"apm": {"recipe": {"loss": "ce"}}}},
-            "methods.apm.recipe.loss: ce does not go with labels that are logits: set it to l1,",
+            "methods.apm.recipe.loss: ce does not go with labels that are logits: set it to soft",
         ),
         (
             {"distill.methods": ["apm", "random"], "distill.label_epoch": 4},

@@ -15,7 +15,7 @@ from apm_core.settings.names import names_in
 from apm_core.settings.product import Product
 from apm_core.settings.schema import check, hint
 from apm_core.settings.section import Count, Index, Section, laid_over, setting
-from apm_core.settings.training import POOLS, OrderedPool, Pool, RecipeSettings, Teachers
+from apm_core.settings.training import POOLS, OrderedPool, Pool, RecipeSettings, Teachers, misfit
 
 ENTRY_NAME = r"[a-z][a-z0-9_]*"
 RESERVED = ("whitening",)  # results/{dataset}.whitening.zarr.zip is no set
@@ -194,10 +194,9 @@ class RunSettings(Section):
     def _require_loss(self, entry: Entry) -> None:
         """Raise ConfigError when the loss of `entry` does not go with its labels."""
         loss, labels = self.recipe_of(entry).loss, entry.settings.labels_of
-        if labels != "own" and (loss == "ce") != (labels == "classes"):
-            kind, wanted = (
-                ("classes", "ce") if labels == "classes" else ("logits", "l1, soft_ce or half_mse")
-            )
+        found = None if labels == "own" else misfit(loss, classes=labels == "classes")
+        if found:
+            kind, wanted = found
             raise ConfigError(
                 f"config: methods.{entry.name}.recipe.loss: {loss} does not go with labels that are"
                 f" {kind}: set it to {wanted}"
@@ -226,7 +225,7 @@ class RunSettings(Section):
         """Raise ConfigError when `entry` needs epochs that its pools do not keep or reach."""
         own, place = entry.settings, f"methods.{entry.name}"
         needed = [(f"{place}.{key}", own.pool, last) for key, last in own.epochs_needed.items()]
-        if own.labels_of == "pool":
+        if own.label_pool:
             key, last = f"{place}.label_epoch", own.label_epoch
             if last is None:
                 key, last = "distill.label_epoch", self.distill.label_epoch

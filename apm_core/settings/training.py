@@ -54,6 +54,15 @@ class RecipeSettings(Section):
     drop_momentum: bool = setting(False, "forget the momentum where the rate drops")
 
 
+def misfit(loss: str, *, classes: bool) -> tuple[str, str] | None:
+    """None where `loss` goes with the labels: cross-entropy with class indices, every other with
+    logits. Else what the labels are, and which losses go with them.
+    """
+    if (loss == "ce") == classes:
+        return None
+    return ("class indices", "ce") if classes else ("logits", "soft_ce, l1 or half_mse")
+
+
 RecipeChanges = changes_of(
     RecipeSettings,
     "RecipeChanges",

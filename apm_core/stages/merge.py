@@ -39,7 +39,7 @@ def merge(
     the set which holds the whitening of `data`; the file itself is not touched.
 
     Raises ArtifactError when a shard comes from other data or other settings than the first,
-    ConfigError when the loss of the recipe does not go with labels that the shards bring.
+    ConfigError when the loss of the recipe does not go with the labels.
     """
     shards = [store.read(one, SHARD) for one in shard_paths]
     for shard in shards:

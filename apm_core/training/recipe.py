@@ -9,7 +9,7 @@ from torch import Tensor
 from apm_core.errors import ConfigError
 from apm_core.settings.evaluation import OnlineTraining
 from apm_core.settings.names import names_in
-from apm_core.settings.training import PoolTraining, RecipeSettings
+from apm_core.settings.training import PoolTraining, RecipeSettings, misfit
 from apm_core.training import augment
 
 SCHEDULES = ("step", "cosine", "half_cosine")
@@ -97,12 +97,9 @@ class Recipe:
         """Raise ConfigError, naming `place`, unless the loss goes with `targets`: cross-entropy
         with class indices (N,), every other with logits (N, C).
         """
-        if (self.loss == "ce") != (targets.ndim == 1):
-            kind, wanted = (
-                ("class indices", "ce")
-                if targets.ndim == 1
-                else ("logits", "soft_ce, l1 or half_mse")
-            )
+        found = misfit(self.loss, classes=targets.ndim == 1)
+        if found:
+            kind, wanted = found
             raise ConfigError(
                 f"{place}: the loss {self.loss} does not go with labels that are {kind}: set the"
                 f" loss of its recipe to {wanted}"
