@@ -180,7 +180,14 @@ class DistilledSet:
         empty = not suffix and path.is_dir() and not any(path.iterdir())
         if path.exists() and not empty:
             raise ConfigError(f"{path} exists and is not an empty folder: name a new one")
-        exporter.export(self.select(), path)
+        _ = self.whitening  # where it is missing, nothing is written
+        try:
+            exporter.export(self.select(), path)
+        except OSError as error:
+            raise ArtifactError(
+                f"{path}: cannot be written ({error.strerror or error}): remove what is there, make"
+                " room, or allow writing, and export again"
+            ) from error
 
     @property
     def image_bytes(self) -> int:
@@ -228,8 +235,8 @@ def load(path: str | Path) -> DistilledSet:
     """Open a distilled set such as `results/cifar10_ipc50.apm.zarr.zip`. The file of its whitening
     must lie in the same folder when `whitening` is used.
 
-    Raises ArtifactError when the file is missing, damaged, not a distilled set, or one of an
-    earlier version.
+    Raises ArtifactError when the file is missing, damaged, not a distilled set, or one of another
+    version.
     """
     artifact = store.read(path, KIND)
     images = torch.from_numpy(artifact.arrays["images"])
@@ -238,6 +245,13 @@ def load(path: str | Path) -> DistilledSet:
             f"{path}: an earlier apm wrote it, with its whitening inside and without its pixels:"
             f" delete {path} and run snakemake again"
         )
+    try:
+        recipe = Recipe(**artifact.info["recipe"])
+    except (TypeError, ConfigError) as error:
+        raise ArtifactError(
+            f"{path}: another apm wrote its recipe ({error}): use that one, or delete {path} and"
+            " run snakemake again"
+        ) from error
     pixels = torch.from_numpy(artifact.arrays["pixels"]) if images.is_floating_point() else images
     class_names = tuple(artifact.info["class_names"])
     record = artifact.info["whitening"]
@@ -249,7 +263,7 @@ def load(path: str | Path) -> DistilledSet:
         stored=images,
         classes=torch.from_numpy(artifact.arrays["classes"]),
         labels=Labels.from_arrays(artifact.arrays, len(class_names)),
-        recipe=Recipe(**artifact.info["recipe"]),
+        recipe=recipe,
         pixels=pixels,
         whitening_file=file,
         class_names=class_names,

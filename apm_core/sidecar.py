@@ -4,10 +4,10 @@ on it takes.
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from apm_core.data import whitening_file
 from apm_core.data.whitening import Whitening
@@ -15,17 +15,19 @@ from apm_core.data.whitening_file import WhiteningFile
 from apm_core.distilled import DistilledSet
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store
-from apm_core.settings.section import Section
+from apm_core.settings.section import Above, Section
 from apm_core.training.recipe import Recipe
 
 NAME = "set.json"  # in the folder of a set; beside a file FILE it is FILE.json
 Space = Literal["pixels", "normalised", "whitened"]
+SPACES: dict[str, Space] = {"none": "pixels", "channel": "normalised", "zca": "whitened"}
 
 
 class Images(Section):
     """The decoded images.
 
-    pixels: in [0, 1], or uint8; normalised: (pixels - mean) / std of each channel; whitened: ZCA.
+    pixels: uint8, or in [0, 1]; normalised: (pixels - mean) / std of each channel; whitened: ZCA.
+    float32 images are as networks see them.
     """
 
     space: Space
@@ -39,9 +41,17 @@ class Normalisation(Section):
 
     kind: Literal["none", "channel", "zca"]
     mean: list[float] | None = None  # of each channel
-    std: list[float] | None = None
+    std: list[Above] | None = None
     file: str | None = None  # holds the ZCA, in the same folder
     content: str | None = None  # hash of its arrays
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.kind == "channel" and not (self.mean and len(self.mean) == len(self.std or ())):
+            raise ValueError("channel needs mean and std, one of each channel")
+        if self.kind == "zca" and not (self.file and self.content):
+            raise ValueError("zca needs file and content")
+        return self
 
 
 class Targets(Section):
@@ -83,6 +93,13 @@ class Sidecar(Section):
     bytes: Bytes
     made_by: Origin
 
+    @model_validator(mode="after")
+    def _of_one_space(self) -> Self:
+        networks = SPACES[self.normalisation.kind]
+        if self.images.type == "float32" and self.images.space != networks:
+            raise ValueError(f"float32 images are {self.images.space}, and networks see {networks}")
+        return self
+
 
 def place(path: Path) -> Path:
     """Where the sidecar of a set's file or folder, which exists, lies."""
@@ -97,13 +114,12 @@ def write(distilled: DistilledSet, path: Path, kind: str, *, pixels: bool) -> No
     """
     beside = place(path)
     normalisation = _normalisation(distilled, beside)
-    spaces: dict[str, Space] = {"none": "pixels", "channel": "normalised", "zca": "whitened"}
     indices = not distilled.targets.is_floating_point()
     info = distilled.artifact.info
     described = Sidecar(
         format=kind,
         images=Images(
-            space="pixels" if pixels else spaces[normalisation.kind],
+            space="pixels" if pixels else SPACES[normalisation.kind],
             type="uint8" if pixels else "float32",
             shape=[len(distilled), *distilled.shape.image],
             tiles=distilled.tiles,

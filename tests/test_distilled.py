@@ -244,3 +244,15 @@ def test_100_images_of_cifar10s_size_take_less_than_3_mb(real_set, tmp_path):
     distilled.save(path, given, settings={}, inputs={}, info={})
     assert path.stat().st_size < 3e6
     assert torch.equal(apm_core.load(path).images, given.images)
+
+
+def test_a_recipe_of_another_version_is_refused(real_set, tmp_path):
+    recipe = real_set.recipe.to_dict() | {"unheard_of": 1}
+    path = real_set.artifact.path
+    found = store.read(path, distilled.KIND)
+    info = dict(found.info) | {"recipe": recipe}
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other/a.zarr.zip"
+    store.write(other, distilled.KIND, found.arrays, settings=found.settings, info=info)
+    with pytest.raises(ArtifactError, match=r"another apm wrote its recipe \(.*'unheard_of'"):
+        distilled.load(other)

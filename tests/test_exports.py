@@ -195,3 +195,41 @@ def test_a_folder_may_have_a_point_in_its_name(real_set, tmp_path):
     real_set.export("tensors", tmp_path / "digits.random")
     assert (tmp_path / "digits.random/set.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["digits.random"]
+
+
+@pytest.mark.parametrize("text", ['"channel", "mean": [0.5]', '"channel", "mean": [0], "std": [0]'])
+def test_a_sidecar_with_half_a_normalisation_is_refused(text, real_set, tmp_path):
+    real_set.export("pt", tmp_path / "a.pt")
+    beside = tmp_path / "a.pt.json"
+    described = json.loads(beside.read_text())
+    described["normalisation"] = json.loads(f'{{"kind": {text}}}')
+    beside.write_text(json.dumps(described))
+    with pytest.raises(ArtifactError, match=r"a\.pt\.json: does not describe a set \(normalisa"):
+        sidecar.read(tmp_path / "a.pt")
+
+
+def test_a_sidecar_whose_images_are_not_as_networks_see_them_is_refused(real_set, tmp_path):
+    real_set.export("pt", tmp_path / "a.pt")
+    beside = tmp_path / "a.pt.json"
+    beside.write_text(beside.read_text().replace('"space": "whitened"', '"space": "pixels"'))
+    with pytest.raises(ArtifactError, match="float32 images are pixels, and networks see whitened"):
+        sidecar.read(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("kind", ["pt", "npz", "folder", "tensors"])
+def test_a_failed_export_leaves_room_for_the_next(kind, real_set, tmp_path):
+    target = tmp_path / f"set{'.' + kind if kind in ('pt', 'npz') else ''}"
+    astray = replace(real_set.whitening_file, path=tmp_path / "gone.zarr.zip")
+    with pytest.raises(ArtifactError, match="gone"):
+        replace(real_set, whitening_file=astray).export(kind, target)
+    assert not list(tmp_path.iterdir())
+    real_set.export(kind, target)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=f"file/{target.name}: cannot be written"):
+        real_set.export(kind, tmp_path / "file" / target.name)
+
+
+def test_some_classes_have_as_many_images_of_each(real_set, tmp_path):
+    some = real_set.select(classes=["1", "3"])
+    some.export("tensors", tmp_path / "set")
+    assert yaml.safe_load((tmp_path / "set/ddranking.yaml").read_text())["ipc"] == 4

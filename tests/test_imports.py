@@ -357,3 +357,29 @@ def test_the_file_of_an_imported_set_is_an_input_of_its_entry(tmp_path, monkeypa
     code, output = snakemake(tmp_path, "--", target)
     assert code == 0 and "rule distill" in output and "rule prepare" not in output
     assert torch.equal(distilled.load(target).images, found.images * 0.5)
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_some_classes_keep_their_numbers(labels, real_set, tmp_path):
+    given = (real_set if labels == "soft" else hard(real_set)).select(classes=["1", "3"])
+    found = imported(exported(given, "folder", tmp_path), tmp_path)
+    assert torch.equal(found.classes, given.classes) and torch.equal(found.targets, given.targets)
+    assert found.class_names == given.class_names
+
+
+@pytest.mark.parametrize("further", [("", ""), (",who", ",me")])
+def test_class_folders_with_a_table_of_classes_have_class_indices(further, tmp_path):
+    rows = [f"file,class{further[0]}"]
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pets" / name / "0.png")
+        rows.append(f"{name}/0.png,{name}{further[1]}")
+    (tmp_path / "pets/labels.csv").write_text("\n".join(rows))
+    found = imported(tmp_path / "pets", tmp_path)
+    assert found.targets.tolist() == [0, 1] and found.class_names == ("cat", "dog")
+
+
+def test_what_takes_code_to_load_is_named(tmp_path):
+    torch.save([np.zeros(3), np.zeros(3)], tmp_path / "a.pt")
+    with pytest.raises(ArtifactError, match=r"holds numpy.* takes code to load: get the file"):
+        imported(tmp_path / "a.pt", tmp_path)

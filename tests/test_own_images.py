@@ -12,9 +12,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from apm_core.cli.commands import main
-from apm_core.data import examine, read
+from apm_core.data import examine, images, read
 from apm_core.data.class_folders import class_files, image_files
+from apm_core.data.room import Room
 from apm_core.data.survey import survey
+from apm_core.data.whitening import Whitening
 from apm_core.errors import DataError
 from apm_core.methods.base import Job
 from apm_core.methods.selection.random_real import RandomReal
@@ -254,3 +256,56 @@ def test_a_survey_decodes_nothing(pets):
         survey(pets, test_fraction=0.2)
     with pytest.raises(DataError, match="is a file: unpack it first"):
         survey(pets / "cat/0.png", test_fraction=0.2)
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "validation")])
+def test_folders_of_splits_are_no_classes(names, tmp_path):
+    for split in names:
+        for name in ("cat", "dog"):
+            paint(tmp_path / split / name / "0.png", 7)
+    with pytest.raises(DataError, match=f"{names[0]}.*look like splits.*name them train and test"):
+        read("folder", data_dir=tmp_path)
+
+
+def test_a_table_may_name_files_in_a_folder_called_train(tmp_path):
+    for number in range(8):
+        paint(tmp_path / f"train/{number}.png", number)
+    rows = "".join(f"train/{number}.png,{'ab'[number % 2]}\n" for number in range(8))
+    (tmp_path / "labels.csv").write_text(f"file,class\n{rows}")
+    found = read("folder", data_dir=tmp_path)
+    assert found.class_names == ("a", "b") and levels(found) == list(range(8))
+    for name in ("a", "b"):  # folders of classes in both splits are read, and not the table
+        paint(tmp_path / "train" / name / "9.png", 20)
+        paint(tmp_path / "test" / name / "9.png", 30)
+    assert levels(read("folder", data_dir=tmp_path)) == [20, 20, 30, 30]
+
+
+def test_a_table_names_nothing_outside_wherever_it_is_read_from(pets, monkeypatch):
+    paint(pets.parent / "out.png", 1)
+    (pets / "labels.csv").write_text("file,class\n../out.png,a\n")
+    monkeypatch.chdir(pets)
+    for root in (".", pets):
+        with pytest.raises(DataError, match="lies outside"):
+            read("folder", data_dir=root)
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_what_is_decoded_of_an_archive_is_not_decoded_again(kind, pets, tmp_path, monkeypatch):
+    (pets / "cat/broken.png").write_bytes(b"not an image")
+    archive = shutil.make_archive(str(tmp_path / "pets"), kind, pets)
+    room, opened = Room(tmp_path / "room"), []
+    plain = images._pixels
+    monkeypatch.setattr(images, "_pixels", lambda *args: opened.append(1) or plain(*args))
+    for _ in range(2):
+        found = read("folder", data_dir=archive, skip_unreadable=True, room=room)
+        assert levels(found) == ALL
+        assert f"{archive}/cat/broken.png" in found.warnings[0]
+    assert len(opened) == len(ALL)
+
+
+def test_constants_of_three_channels_do_not_whiten_grey_images():
+    grey = np.arange(2 * 64, dtype=np.uint8).reshape(2, 1, 8, 8)
+    constants = ((0.5,) * 3, (0.25,) * 3)
+    found = Whitening.fit(grey, "channel", constants=constants)
+    assert found.mean.tolist() == Whitening.fit(grey, "channel").mean.tolist()
+    assert Whitening.fit(grey.repeat(3, 1), "channel", constants=constants).mean[0] == 0.5

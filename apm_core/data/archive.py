@@ -1,7 +1,9 @@
 """Opens a folder of images, or an archive of one, as a folder."""
 
+import os
 import tarfile
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -82,3 +84,8 @@ def _unzip(source: Path, folder: Path) -> None:
                     "make the archive again"
                 )
         archive.extractall(folder)
+        for (
+            member
+        ) in archive.infolist():  # as tar does: by times it is seen what is decoded already
+            changed = time.mktime((*member.date_time, 0, 0, -1))
+            os.utime(folder / member.filename, (changed, changed))

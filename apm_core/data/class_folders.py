@@ -27,6 +27,7 @@ SUFFIXES = {
 }
 
 TABLE = "labels.csv"
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 ClassFiles = dict[str, list[Path]]  # class name -> its image files, both sorted
 
 
@@ -65,8 +66,8 @@ def class_files(root: Path) -> ClassFiles:
     Where there is a file `labels.csv`, the files that it names, by the classes that it gives them.
 
     Raises:
-        DataError: `root` is missing, has no class folders, or a class folder has no images; or the
-            table is not as `tabled` wants it.
+        DataError: `root` is missing, has no class folders, or folders of splits in their place, or
+            a class folder has no images; or the table is not as `tabled` wants it.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: set dataset.data_dir to your folder of images")
@@ -76,6 +77,12 @@ def class_files(root: Path) -> ClassFiles:
     if not folders:
         raise DataError(
             f"{root} has no class folders: put the images of each class in a folder of its name"
+        )
+    if all(folder.name.lower() in SPLITS and _subfolders(folder) for folder in folders):
+        found = ", ".join(folder.name for folder in folders)
+        raise DataError(
+            f"{root} has the folders {found}, which look like splits and not like classes: name"
+            " them train and test (or val)"
         )
     files = {folder.name: image_files(folder) for folder in folders}
     empty = [name for name, paths in files.items() if not paths]
@@ -118,10 +125,11 @@ def tabled(root: Path) -> ClassFiles:
 def _of_row(root: Path, row: dict[str, str | None], place: str, seen: set[Path]) -> Path:
     """The file of a row of the table at `place`, which is added to `seen`."""
     name, label = (row[key] or "" for key in ("file", "class"))
-    path = Path(os.path.normpath(root / name.strip()))
+    home = os.path.normpath(root.absolute())
+    path = Path(os.path.normpath(Path(home, name.strip())))
     if not label.strip():
         raise DataError(f"{place}: {name!r} has no class: add it, or remove the line")
-    if not path.is_relative_to(os.path.normpath(root)):
+    if not path.is_relative_to(home):
         raise DataError(f"{place}: {name!r} lies outside of {root}: move it there")
     if not path.is_file():
         raise DataError(f"{place}: there is no file {name!r} in {root}: correct the name")

@@ -106,8 +106,7 @@ def test_members(count: int, *, fraction: float, seed: int, label: int, name: st
         )
     if count < 2:
         raise DataError(
-            f"class {name!r} has {count} image and cannot be split into train and test: "
-            "add images or give separate train/ and test/ folders"
+            f"class {name!r} has {count} image and cannot be split into train and test: add images"
         )
     size = min(max(round(count * fraction), 1), count - 1)
     indices = np.random.default_rng([seed, label]).permutation(count)[:size]

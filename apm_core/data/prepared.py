@@ -85,7 +85,8 @@ class PreparedData:
     def shard(self, ipc: int, index: int) -> tuple[Tensor, Tensor]:
         """The real images that shard `index` of `ipc` images per class starts from, class by class.
 
-        Shards never share an image, and a shard does not depend on how many there are.
+        Shards share no image but where a class is oversampled; a shard does not depend on how many
+        there are.
 
         Returns: images (classes * ipc, C, H, W) float32 in the working space; class indices.
         Raises DataError when a class has too few images.

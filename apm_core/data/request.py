@@ -7,9 +7,11 @@ from apm_core.data.dataset import Dataset, PublicSize
 from apm_core.data.images import ImageForm
 from apm_core.data.room import IN_MEMORY, Room
 from apm_core.errors import DataError
+from apm_core.settings.dataset import Images
 from apm_core.settings.names import module_of
 
 FOLDER = "data.sources"
+DEFAULTS = Images()
 Constants = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std per channel of [0, 1] pixels
 
 
@@ -42,8 +44,8 @@ def read(
     data_dir: str | Path | None = None,
     resolution: int | None = None,
     channels: int | None = None,
-    fit: str = "squash",
-    test_fraction: float = 0.2,
+    fit: str = DEFAULTS.fit,
+    test_fraction: float = DEFAULTS.test_fraction,
     split_seed: int = 0,
     download: bool = True,
     skip_unreadable: bool = False,

@@ -100,15 +100,17 @@ class Decoded:
 
 
 def _identity(paths: Sequence[Path], rest: object) -> str:
-    """Sixteen hexadecimal digits that name the files as they are now, and `rest`; taken file by
-    file, for the text of a million would fill the memory.
+    """Sixteen hexadecimal digits that name the files as they are now, below the folder that they
+    share, and `rest`; taken file by file, for the text of a million would fill the memory.
     """
     found = hashlib.sha256(repr(rest).encode())
+    folder = os.path.commonpath([path.parent for path in paths]) if paths else ""
     for path in paths:
         try:
             stat = path.stat()
             state = (stat.st_size, stat.st_mtime_ns)
         except OSError:  # it cannot be decoded either, which is reported with all the others
             state = None
-        found.update(os.fsencode(path) + repr(state).encode())
+        name = os.path.relpath(path, folder)
+        found.update(os.fsencode(name) + repr(state).encode())
     return found.hexdigest()[:16]

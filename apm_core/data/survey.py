@@ -10,7 +10,7 @@ from apm_core.data.images import header
 from apm_core.data.sources import folder
 from apm_core.errors import DataError
 
-SAMPLE = 500  # headers that are read, spread over all files
+SAMPLE = 500  # headers that are read at most, spread over all files
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,4 @@ def survey(root: Path, *, test_fraction: float) -> Survey:
 
 
 def _spread(files: Sequence[Path]) -> Sequence[Path]:
-    return files[:: max(1, len(files) // SAMPLE)]
+    return files[:: max(1, -(-len(files) // SAMPLE))]

@@ -10,11 +10,9 @@ Deviation: the reference decomposes in float32 by SVD; here a float64 eigendecom
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from apm_core.data.request import Constants
 from apm_core.errors import ArtifactError, ConfigError, DataError
+from apm_core.runtime import memory
 
 FIELDS = {"none": (), "channel": ("mean", "std"), "zca": ("mean", "matrix")}
 PREFIX = "whitening_"  # of the stored arrays, which share a file with others
@@ -63,12 +62,13 @@ class Whitening:
             images_uint8: (N, C, H, W) uint8.
             kind: "none", "channel" or "zca".
             eps: added to the eigenvalues of the covariance of [0, 1] pixels ("zca").
-            constants: mean and std per channel to use in place of the measured ones ("channel").
+            constants: mean and std per channel to use in place of the measured ones, where images
+                have as many channels ("channel").
             chunk: images handled at a time; None: as many as have `CHUNK_VALUES` values.
             available_bytes: memory taken as free; measured if None ("zca").
 
         Raises:
-            ConfigError: an unknown kind, or constants for another number of channels.
+            ConfigError: an unknown kind.
             DataError: ZCA does not fit in memory or has fewer than 2 images; a constant channel.
         """
         if kind not in FIELDS:
@@ -77,8 +77,11 @@ class Whitening:
             return cls(kind)
         chunk = chunk or max(1, CHUNK_VALUES // math.prod(images_uint8.shape[1:]))
         if kind == "channel":
-            mean, std = constants or _channel_moments(images_uint8, chunk)
-            _check_channels(mean, std, images_uint8.shape[1])
+            if constants and len(constants[0]) == images_uint8.shape[1]:
+                mean, std = constants
+            else:
+                mean, std = _channel_moments(images_uint8, chunk)
+            _require_varied(std)
             return cls(kind, mean=torch.tensor(mean), std=torch.tensor(std)).to(
                 _device(images_uint8)
             )
@@ -201,12 +204,7 @@ def _channel_moments(images: np.ndarray | Tensor, chunk: int) -> Constants:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _check_channels(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
-    if not len(mean) == len(std) == channels:
-        raise ConfigError(
-            f"channel constants have {len(mean)} means and {len(std)} stds but the images have "
-            f"{channels} channels: give one of each per channel"
-        )
+def _require_varied(std: tuple[float, ...]) -> None:
     if min(std) <= 0:
         raise DataError(
             f"channel {std.index(min(std))} has std {min(std)}: set dataset.whitening: none, "
@@ -220,25 +218,13 @@ def _check_memory(images: np.ndarray | Tensor, chunk: int, available_bytes: int 
         raise DataError(f"ZCA needs at least 2 images, found {count}: set dataset.whitening: none")
     needed = ZCA_MATRICES * 8 * side**2 + 4 * min(chunk, count) * side
     if available_bytes is None:
-        available_bytes = _available_bytes(_device(images))
+        available_bytes = memory.available(_device(images))
     if needed > available_bytes:
         raise DataError(
             f"ZCA of {side} values per image needs {needed / 1e9:.1f} GB of memory but "
             f"{available_bytes / 1e9:.1f} GB are available: set dataset.whitening: channel, "
             "or a smaller dataset.resolution"
         )
-
-
-def _available_bytes(device: torch.device) -> int:
-    """Memory that can be claimed now, counting the file cache as free where the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        # not SC_AVPHYS_PAGES, which leaves out the cache that reading the data has just filled
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _moments(images: np.ndarray | Tensor, chunk: int) -> tuple[Tensor, Tensor]:

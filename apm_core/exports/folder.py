@@ -7,10 +7,11 @@ from pathlib import Path
 from PIL import Image
 
 from apm_core import sidecar
+from apm_core.data.class_folders import TABLE
 from apm_core.distilled import DistilledSet
 
 SUFFIX = None
-TABLE = "labels.csv"
+TARGET = "target_"  # begins the names of the columns of targets
 LONGEST = 50  # characters of a class name: 4 bytes each, they must fit into a file name of 255
 
 
@@ -28,7 +29,7 @@ def export(distilled: DistilledSet, path: Path) -> None:
         images = images[..., 0]
     with (path / TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file", "class", *(f"target_{c}" for c in range(targets.shape[1]))])
+        table.writerow(["file", "class", *(f"{TARGET}{c}" for c in range(targets.shape[1]))])
         for c, pixels, row in zip(distilled.classes.tolist(), images, targets, strict=True):
             name = f"train/{_folder(c, distilled.class_names)}/class{c:05}_id{counts[c]:05}.png"
             counts[c] += 1

@@ -106,7 +106,7 @@ def _card(distilled: DistilledSet) -> str:
         header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True),
         title=Path(distilled.artifact.path).name.removesuffix(".zarr.zip"),
         count=count,
-        ipc=count // len(names),
+        ipc=distilled.ipc * distilled.tiles**2,
         method=info.get("method", "an unknown method"),
         side=distilled.shape.resolution,
         label=f"logits for the loss `{loss}`, one of each class"

@@ -11,18 +11,23 @@ import yaml
 from apm_core import sidecar
 from apm_core.distilled import DistilledSet
 from apm_core.runtime import store, tensor_file
+from apm_core.training import augment
 
 SUFFIX = None
 DATASETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "tiny_imagenet": "TinyImageNet"}
 # the loss of DD-Ranking that is that of the labels, or the nearest
 CRITERIA = {"soft_ce": "sce", "l1": "mse_gt", "half_mse": "mse_gt"}
 DSA = {  # by name here: parameters of the same augmentation there
-    "color": {"saturation": 2.0, "brightness": 1.0, "contrast": 0.5},
-    "crop": {"crop": 0.125},
-    "cutout": {"cutout": 0.5},
+    "color": {
+        "saturation": augment.SATURATION,
+        "brightness": augment.BRIGHTNESS,
+        "contrast": augment.CONTRAST,
+    },
+    "crop": {"crop": augment.CROP},
+    "cutout": {"cutout": augment.CUTOUT},
     "flip": {"flip": 0.5},
-    "scale": {"scale": 1.2},
-    "rotate": {"rotate": 15.0},
+    "scale": {"scale": augment.SCALE},
+    "rotate": {"rotate": augment.ROTATE},
 }
 
 
@@ -53,7 +58,7 @@ def config(distilled: DistilledSet) -> dict[str, Any]:
     fields = {
         "dataset": DATASETS.get(dataset, dataset),
         "real_data_path": "./dataset/",
-        "ipc": len(distilled) // len(distilled.class_names),
+        "ipc": distilled.ipc * distilled.tiles**2,
         "im_size": [side, side],
         "model_name": "ConvNet-3",
         "use_zca": distilled.whitening.kind == "zca",

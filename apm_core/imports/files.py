@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apm_core.data.class_folders import class_files
+from apm_core.data.class_folders import TABLE, class_files
 from apm_core.data.images import ImageForm, decode
 from apm_core.errors import ArtifactError, DataError
-from apm_core.exports.folder import TABLE
+from apm_core.exports.folder import TARGET
 from apm_core.runtime import tensor_file
 
 REMEDY = "get the file again"
@@ -114,38 +114,37 @@ def _npz(path: Path) -> Published:
 
 
 def _folder(path: Path) -> Published:
-    """Class folders, sorted, below `path` or its `train`; targets from `labels.csv` if it is there
-    and names these files, else class indices.
+    """Class folders, sorted, below `path` or its `train`; targets from the columns `target_*` of
+    `labels.csv` where it has them, else class indices.
     """
     root = path / "train" if (path / "train").is_dir() else path
     files = class_files(root)
     paths = [one for own in files.values() for one in own]
     images = torch.from_numpy(decode(paths, ImageForm()))
     classes = [c for c, own in enumerate(files.values()) for _ in own]
-    targets = torch.tensor(classes)
+    targets = None
     if (path / TABLE).is_file():
         targets = _table(path / TABLE, [one.relative_to(path).as_posix() for one in paths])
+    if targets is None:
+        targets = torch.tensor(classes)
     return Published(images, targets, class_names=tuple(files), classes=torch.tensor(classes))
 
 
-def _table(path: Path, names: list[str]) -> Tensor:
-    """The targets of the files `names` in a table of file, class and targets."""
+def _table(path: Path, names: list[str]) -> Tensor | None:
+    """The targets of the files `names` in a table; None where it has no columns of targets."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = {
-                name: [float(value) for value in row] for name, _, *row in csv.reader(_body(file))
-            }
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            columns = [name for name in table.fieldnames or () if name.startswith(TARGET)]
+            if not columns:
+                return None
+            rows = {row["file"]: [float(row[name]) for name in columns] for row in table}
         values = torch.tensor([rows[name] for name in names])
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise ArtifactError(f"{path}: the table is damaged ({error}): {REMEDY}") from error
     except KeyError as error:
         raise ArtifactError(f"{path}: has no line for {error}: {REMEDY}") from error
-    return values[:, 0].long() if values.shape[1] == 1 else values
-
-
-def _body(file: Any) -> Any:  # noqa: ANN401 - a file, past its header
-    next(file, None)
-    return file
+    return values[:, 0].long() if len(columns) == 1 else values
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401 - what was saved

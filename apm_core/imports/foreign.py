@@ -219,12 +219,12 @@ def _classes(found: Published, beside: Sidecar | None, count: int, path: Path) -
     """The class of each image: what the files say, else the order of DD-Ranking, class by class,
     the same number of each.
     """
-    if found.classes is not None:
-        classes = found.classes
+    if beside:
+        classes = torch.tensor(beside.classes)
     elif found.targets.ndim == 1:
         classes = found.targets
-    elif beside:
-        classes = torch.tensor(beside.classes)
+    elif found.classes is not None:
+        classes = found.classes
     elif len(found.images) % count:
         raise DataError(
             f"{path}: {len(found.images)} images with soft labels are not the same number of each"

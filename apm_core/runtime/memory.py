@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,7 +49,19 @@ def obtainable(compute: Compute) -> int | None:
     """
     if compute.device.type != "cpu" or not (STATUS.is_file() and SYSTEM.is_file()):
         return None
-    return (_kilobytes(SYSTEM, "MemAvailable") + _kilobytes(STATUS, "VmRSS")) * 1024
+    return available(compute.device) + _kilobytes(STATUS, "VmRSS") * 1024
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can be claimed now, of a GPU or of the host, where the file cache counts as free;
+    all of the host's where the system has no /proc.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if SYSTEM.is_file():
+        # not SC_AVPHYS_PAGES, which leaves out the cache that reading the data has just filled
+        return _kilobytes(SYSTEM, "MemAvailable") * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _kilobytes(file: Path, name: str) -> int:

@@ -50,7 +50,7 @@ class Resume:
         try:
             header = (saved["format"], saved["fingerprint"])
             state, seconds = saved["state"], float(saved.get("seconds", 0.0))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"{self.path}: the resume file is damaged ({error}): {remedy}"
             ) from error

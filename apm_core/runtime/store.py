@@ -1,11 +1,10 @@
 """Artifacts: one zarr zip each, self-describing, checked when read, replaced as a whole.
 
 The file holds arrays and, in the attributes of the root group, how they were made: format version,
-kind, settings and their fingerprint, content hashes of the inputs, versions, device, seconds, and a
-SHA-256 over the
-arrays. A file is written under a temporary name, closed, synced and renamed, so a reader sees the
-whole old file or
-the whole new one.
+kind, settings and their fingerprint, content hashes of the inputs, versions, facts of the kind
+(`info`: device, seconds and the like), and a SHA-256 over the arrays. A file is written under a
+temporary name, closed, synced and renamed, so a reader sees the whole old file or the whole new
+one.
 """
 
 import glob

@@ -1,5 +1,6 @@
 """Files of `torch.save`, whoever wrote them: numbers and containers, never code."""
 
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from apm_core.runtime import store
 def read(path: str | Path, *, what: str, remedy: str) -> Any:  # noqa: ANN401 - what was saved
     """The tensors, numbers, strings and containers in `path`, on the CPU.
 
-    Loaded with `weights_only`, so a file that would run code is refused like a damaged one.
+    Loaded with `weights_only`, so a file that would run code is refused.
     Raises ArtifactError, which calls the file `what` and ends in `remedy`, when it cannot be read.
     """
     try:
@@ -24,6 +25,10 @@ def read(path: str | Path, *, what: str, remedy: str) -> Any:  # noqa: ANN401 - 
         return torch.load(path, map_location="cpu", weights_only=True)
     # torch reports damage by errors of zipfile, pickle or its own
     except Exception as error:
+        if refused := re.search(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)", str(error)):
+            raise ArtifactError(
+                f"{path}: {what} holds {refused[1]}, which takes code to load: {remedy}"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"{path}: {what} is damaged ({reason}): {remedy}") from error
 

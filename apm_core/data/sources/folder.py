@@ -1,14 +1,23 @@
 """Your own images, in one folder per class or named in a table."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from apm_core.data.archive import opened
-from apm_core.data.class_folders import ClassFiles, class_files, load, read_splits, unwrapped
+from apm_core.data.class_folders import (
+    TABLE,
+    ClassFiles,
+    class_files,
+    load,
+    read_splits,
+    unwrapped,
+)
 from apm_core.data.dataset import Dataset, test_members
 from apm_core.data.request import Request
 
 CHANNELS = None
 SIZE = None
+TESTS = ("test", "val")
 
 
 def read(request: Request) -> Dataset:
@@ -21,19 +30,22 @@ def read(request: Request) -> Dataset:
             the splits, damaged images, or a damaged archive.
         ConfigError: a share of test images out of bounds.
     """
-    with opened(request.root) as root:
-        if root != request.root:
-            root = unwrapped(root)
+    with opened(request.root) as place:
+        root = place if place == request.root else unwrapped(place)
         train, test = splits(root, request.test_fraction, request.split_seed)
-        return load(
+        found = load(
             train, test, request.form, skip_unreadable=request.skip_unreadable, room=request.room
         )
+    # an archive's folder is gone by the time they are read
+    named = tuple(line.replace(str(place), str(request.root)) for line in found.warnings)
+    return replace(found, warnings=named)
 
 
 def splits(root: Path, fraction: float, seed: int) -> tuple[ClassFiles, ClassFiles]:
     """The files of both splits of the folder `root`; raises what `read` raises for their names."""
-    if (root / "train").is_dir():
-        return read_splits(root, tests=("test", "val"))
+    has_test = any((root / name).is_dir() for name in TESTS)
+    if (root / "train").is_dir() and (has_test or not (root / TABLE).is_file()):
+        return read_splits(root, tests=TESTS)
     return _cut(class_files(root), fraction, seed)
 
 
