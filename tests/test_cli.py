@@ -306,3 +306,8 @@ def test_the_plan_says_what_is_estimated(tmp_path, monkeypatch):
     (tmp_path / "over.yaml").write_text("distill: {methods: [dm]}")
     over = call("plan", write(tmp_path, TINY), tmp_path / "over.yaml")
     assert counted(over)["merge"] == 1 and "teachers" not in counted(over)
+
+
+def test_a_whitening_that_is_not_there_is_told(real_set, tmp_path):
+    alone = shutil.copy(real_set.artifact.path, tmp_path)
+    assert "digits.whitening.zarr.zip, which is not there\n" in call("inspect", alone)

@@ -198,7 +198,7 @@ def test_folder_errors_say_what_to_do(tree, tmp_path):
             read("folder", data_dir=root)
         assert "\n" not in str(caught.value)
 
-    failing("nowhere does not exist: set dataset.data_dir", tmp_path / "nowhere")
+    failing("nowhere does not exist: correct the path, or dataset.data_dir", tmp_path / "nowhere")
     failing("has no class folders: put the images", tree / "train" / "cat")
     (tree / "train" / "eel").mkdir()
     failing(r"class 'eel' has no images in .*train/eel \(1 of 3 .* empty\): add images .*or remove")
@@ -517,7 +517,7 @@ def test_imagenet_batches(batches):
     assert data.train.labels.tolist() == [k for i in range(10) for k in (0, i)]
     assert data.test.labels.tolist() == [2, 0] and data.test.labels.dtype == np.int64
     assert data.class_names == tuple(str(i) for i in range(1, 11))
-    assert read("imagenet", data_dir=root, resolution=2).train.images.shape == (20, 3, 2, 2)
+    assert read("imagenet", data_dir=root, resolution=4).train.images.shape == (20, 3, 4, 4)
 
 
 def test_imagenet_batches_errors_say_what_to_do(batches):

@@ -91,12 +91,20 @@ def test_small_classes_have_no_tiles_and_smaller_ones_are_refused():
         chosen(1.0, none)
 
 
+def test_it_says_why_there_are_no_tiles():
+    few = replace(PHOTOS, train={**PHOTOS.train, "class 3": 39})
+    reason = "whole images: a class has 39 training images, and tiles of 2 start from 40"
+    for found, told in ((few, 1), (PHOTOS, 0)):
+        lines = fitted.summary(found, WISH, chosen(1.0, found), None)
+        assert list(lines).count(reason) == told
+
+
 def test_images_are_never_enlarged():
     small = replace(PHOTOS, side=40, sides=(40, 40))
     assert chosen(100.0, small).config["dataset"]["resolution"] == 32
     digits = replace(PHOTOS, side=8, sides=(8, 8), channels=1)
     assert chosen(1.0, digits).config["dataset"]["resolution"] == 8
-    with pytest.raises(ConfigError, match="images of 8 pixels are too small for it: --tiles 1"):
+    with pytest.raises(ConfigError, match=r"of 8 pixels can be .* that 16 divides: --tiles 1"):
         chosen(1.0, digits, tiles=4)
     with pytest.raises(ConfigError, match="images of 6 pixels are too small: at least 8"):
         chosen(1.0, replace(digits, side=6), tiles=1)

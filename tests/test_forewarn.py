@@ -25,7 +25,7 @@ def folder(root: Path) -> Path:
 def test_the_papers_run_takes_days_on_a_cpu():
     config = yaml.safe_load((REPO / "config.yaml").read_text()) | CPU
     text = forewarn.warning(config)
-    assert re.search(r"about [\d.e+]+ d on two CPU cores, .* on a GPU", text)
+    assert re.search(r"about [\d,]+ d on two CPU cores .*, [\d.]+ h on a GPU", text)
     assert "apm plan" in text and "apm fit" in text and "\n" not in text
 
 

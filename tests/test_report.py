@@ -84,6 +84,14 @@ def test_many_methods_are_rows(results):
     assert [line[0] for line in body[1:-1]] == ["<random> & co", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("more", [(), ("b", "c", "d")])
+def test_full_data_have_no_place_where_no_network_saw_them(results, more):
+    results["ceiling"] = {}
+    results["methods"] |= {name: method() for name in more}
+    header, body = table.rows(results)
+    assert "full data" not in [*header, *(line[0] for line in body)]
+
+
 def test_a_correlation_without_interval_is_shown_alone(results):
     results["methods"]["apm"]["nas"]["spearman"]["ci95"] = None
     assert ["NAS, Spearman", "0.50", "", ""] in table.rows(results)[1]

@@ -165,7 +165,8 @@ def test_content_hash_sees_type_shape_order_and_names(changed):
 
 def test_a_missing_file_is_named_with_how_to_make_it(tmp_path):
     missing = tmp_path / "no.zarr.zip"
-    assert refusal(missing) == f"{missing}: there is no such file: run snakemake {missing}"
+    remedy = f"check the path, or run snakemake {missing}"
+    assert refusal(missing) == f"{missing}: there is no such file: {remedy}"
     with pytest.raises(ArtifactError, match="there is no such file"):
         store.content_of(missing)
 
@@ -415,7 +416,9 @@ def test_json_that_is_missing_edited_or_of_another_kind_or_version_is_refused(
     tmp_path, monkeypatch
 ):
     path = tmp_path / "scores.json"
-    with pytest.raises(ArtifactError, match=r"json: there is no such file: run snakemake"):
+    with pytest.raises(
+        ArtifactError, match=r"json: there is no such file: check the path, or run snakemake"
+    ):
         store.read_json(path, "evaluation")
     store.write_json(path, "evaluation", {"mean": 41.25, "n": 5}, {"data": "abc"})
     with pytest.raises(

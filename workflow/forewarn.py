@@ -53,9 +53,9 @@ def line(config: Mapping[str, Any]) -> str | None:
     if own < HOURS * 3600:
         return None
     return (
-        f"The whole run will take about {told(cpu)} on two CPU cores, {told(gpu)} on a GPU"
-        " (reckoned): `apm plan CONFIG` says which stages,"
-        " `apm fit FOLDER --hours 1` writes a shorter run"
+        f"The whole run will take about {told(cpu)} on two CPU cores without bf16 (with AMX, up to"
+        f" ten times less), {told(gpu)} on a GPU (reckoned): `apm plan CONFIG` measures this"
+        " machine and says which stages, `apm fit FOLDER --hours 1` writes a shorter run"
     )
 
 

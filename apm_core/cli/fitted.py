@@ -79,6 +79,11 @@ def summary(found: Survey, wish: Wish, choice: Choice, note: str | None) -> Iter
         f"{len(found.train)} classes, {train} training and {test} test images, {colour}, {sides}"
         " pixels a side"
     )
+    if choice.config["distill"]["tiles"] < wish.tiles:
+        yield (
+            f"whole images: a class has {min(found.train.values())} training images, and tiles of"
+            f" {wish.tiles} start from {wish.ipc * wish.tiles**2}"
+        )
     speed = choice.speed
     yield (
         f"measured on {wish.cores} cores at {choice.config['dataset']['resolution']} pixels: a"

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from apm_core import distilled
 from apm_core.data import examine, prepared, read, whitening_file
+from apm_core.data.whitening_file import WhiteningFile
 from apm_core.distilled import DistilledSet
 from apm_core.report import continual as continual_report
 from apm_core.report import table
@@ -70,7 +71,7 @@ def facts(found: DistilledSet) -> list[str]:
         f"images    {len(found)} of {shape.classes} classes, {shape}{tiles}",
         f"classes   {names}",
         f"labels    {'logits' if soft else 'class indices'} for the loss {recipe.loss}",
-        f"whitening {file.path if file else 'none: images are pixels in [0, 1]'}",
+        f"whitening {_place(file)}",
         f"bytes     {found.image_bytes:,} of images, {found.label_bytes:,} of labels",
         f"recipe    {recipe.passes} epochs, batch {recipe.batch}, {recipe.optimizer}, lr"
         f" {recipe.lr:g} ({recipe.schedule}), augmentation {recipe.augment}",
@@ -81,6 +82,12 @@ def facts(found: DistilledSet) -> list[str]:
             f" of teachers, {info['peak_memory_bytes'] / 1e9:.2g} GB, on {info['device']}"
         )
     return [*lines, *_inputs(found.artifact.inputs)]
+
+
+def _place(file: WhiteningFile | None) -> str:
+    if file is None:
+        return "none: images are pixels in [0, 1]"
+    return f"{file.path}" if file.path.is_file() else f"{file.path}, which is not there"
 
 
 def examined(

@@ -33,7 +33,7 @@ def opened(source: Path) -> Iterator[Path]:
         yield source
         return
     if not source.exists():
-        raise DataError(f"{source} does not exist: set dataset.data_dir to your folder of images")
+        raise DataError(f"{source} does not exist: correct the path, or dataset.data_dir")
     with tempfile.TemporaryDirectory(prefix="apm-") as temporary:
         folder = Path(temporary).resolve()
         _unpack(source, folder)

@@ -70,7 +70,7 @@ def class_files(root: Path) -> ClassFiles:
             a class folder has no images; or the table is not as `tabled` wants it.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder: set dataset.data_dir to your folder of images")
+        raise DataError(f"{root} is not a folder: correct the path, or dataset.data_dir")
     if (root / TABLE).is_file():
         return tabled(root)
     folders = _subfolders(root)

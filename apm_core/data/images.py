@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from apm_core.data.room import IN_MEMORY, Decoded, Room
 from apm_core.errors import ConfigError, DataError
+from apm_core.settings.dataset import LARGEST, SMALLEST
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 ALPHA_MODES = {"LA", "La", "PA", "RGBA", "RGBa"}
@@ -37,8 +38,10 @@ class ImageForm:
     fit: str = "squash"
 
     def __post_init__(self) -> None:
-        if self.resolution is not None and self.resolution < 1:
-            raise ConfigError(f"dataset.resolution must be at least 1, not {self.resolution}")
+        if self.resolution is not None and not SMALLEST <= self.resolution <= LARGEST:
+            raise ConfigError(
+                f"dataset.resolution must be {SMALLEST} to {LARGEST} pixels, not {self.resolution}"
+            )
         if self.channels not in (None, 1, 3):
             raise ConfigError(f"dataset.channels must be 1, 3 or empty, not {self.channels}")
         if self.fit not in ("squash", "crop"):

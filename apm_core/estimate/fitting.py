@@ -148,7 +148,8 @@ def _sizes(found: Survey, tiles: int) -> Iterator[tuple[int, tuple[Level, ...]]]
     sides = [side for side in fitting if side in SIDES] or fitting
     if not sides:
         raise ConfigError(
-            f"--tiles {tiles}: images of {found.side} pixels are too small for it: --tiles 1"
+            f"--tiles {tiles}: images of {found.side} pixels can be resized to no side of"
+            f" {TINY} to {max(SIDES)} pixels that {4 * tiles} divides: --tiles 1"
             if tiles > 1
             else f"images of {found.side} pixels are too small: at least {TINY} are needed"
         )

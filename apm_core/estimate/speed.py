@@ -67,11 +67,11 @@ def expected(speed: Speed, plan: Plan, work: Iterable[Work]) -> dict[str, float]
 
 
 def told(seconds: float) -> str:
-    """A time in two digits."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} s"
+    """A time in two digits, or in whole days."""
+    units = {"d": 86400, "h": 3600, "min": 60}
+    unit = next((unit for unit, length in units.items() if seconds >= 1.5 * length), "s")
+    count = seconds / units.get(unit, 1)
+    return f"{count:,.0f} {unit}" if count >= 99.5 else f"{count:.2g} {unit}"
 
 
 def reckoned(device: str) -> Speed:

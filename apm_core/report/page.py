@@ -46,8 +46,10 @@ WORDS = {
     " random changes of the images in training, or under labels that a teacher gives to each batch",
     "NAS": "neural architecture search: whether networks trained on the set are ranked as by the"
     " full data, by the rank correlations of Spearman and of Kendall, with their 95 % interval",
-    "label-robust, augmentation-robust score": "of DD-Ranking, 0 to 1: what is left of the gain"
-    " over random images when the labels or the augmentation of the method are taken away",
+    "label-robust, augmentation-robust score": "of DD-Ranking, 0 to 1, where 0.27 is no gain: the"
+    " first is of the gain over random images under the set's own labels less the gap to the full"
+    " data under class labels, the second of the gains over random images with augmentation and"
+    " without",
     "kB, MB": "1000 and 1,000,000 bytes",
 }
 

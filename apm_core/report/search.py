@@ -11,9 +11,9 @@ from apm_core.runtime.device import threads_of
 HEADER = [
     "search by",
     "its choice",
-    "accuracy on all data, %",
-    "of the best, %",
-    "of a random one, %",
+    "its accuracy on all data, %",
+    "accuracy of the best, %",
+    "mean accuracy, %",
     "core seconds to rank",
     "to make the set",
     "to rank on all data",

@@ -32,6 +32,8 @@ def rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         if any(cells):
             body.append([name, *cells, ""])
     lines = [["", *methods, "full data"], *body]
+    if not any(line[-1] for line in body):
+        lines = [line[:-1] for line in lines]
     if len(methods) > SIDE_BY_SIDE:
         lines = [list(line) for line in zip(*lines, strict=True)]
     return lines[0], lines[1:]

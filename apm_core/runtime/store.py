@@ -177,7 +177,9 @@ def read_json(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, st
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         content = value.pop("content")
     except FileNotFoundError:
-        raise ArtifactError(f"{path}: there is no such file: run snakemake {path}") from None
+        raise ArtifactError(
+            f"{path}: there is no such file: check the path, or run snakemake {path}"
+        ) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}): {_remedy(path)}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -318,7 +320,9 @@ def _opened(path: str | Path) -> Iterator[tuple[zarr.Group, list[str]]]:
     into an ArtifactError.
     """
     if not Path(path).is_file():
-        raise ArtifactError(f"{path}: there is no such file: run snakemake {path}")
+        raise ArtifactError(
+            f"{path}: there is no such file: check the path, or run snakemake {path}"
+        )
     try:
         if Path(path).suffix != ".zip" and not _begins_as_zip(path):
             raise ArtifactError(f"{path}: is another kind of file, expected one of apm's .zarr.zip")
@@ -349,6 +353,10 @@ def _begins_as_zip(path: str | Path) -> bool:
     """Whether a file is a zip or was one: what is cut short still begins as such."""
     with Path(path).open("rb") as file:
         return file.read(2) == b"PK"
+
+
+def _missing(path: str | Path) -> ArtifactError:
+    return ArtifactError(f"{path}: there is no such file: check the path, or run snakemake {path}")
 
 
 def _remedy(path: str | Path) -> str:

@@ -9,6 +9,7 @@ from apm_core.settings.section import Above, Section, setting
 
 Source = Literal[names_in("data.sources")]
 Share = Annotated[float, Field(gt=0, lt=1)]
+SMALLEST, LARGEST = 4, 1024  # pixels per side
 
 
 class Images(Section):
@@ -16,7 +17,7 @@ class Images(Section):
 
     source: Source | None = setting(None, "reader of the images; null: the same as dataset.name")
     data_dir: str | None = setting("data", "folder of the files, or an archive for source folder")
-    resolution: Annotated[int, Field(ge=4, le=1024)] | None = setting(
+    resolution: Annotated[int, Field(ge=SMALLEST, le=LARGEST)] | None = setting(
         None, "pixels per side, resized with antialias; null: as the images are"
     )
     channels: Literal[1, 3] | None = setting(None, "1 or 3; null: as the images are")
