@@ -106,19 +106,17 @@ class Forgetting(Scored):
 
     @property
     def looks(self) -> int:
-        """The epochs that are watched, and the last of them again."""
-        return self.settings.epochs + 1
+        """The epochs that are watched."""
+        return self.settings.epochs
 
     def keys(self, job: Job, images: Tensor, c: int) -> list[Tensor]:
         """The mean number of events over the networks, and their mean cross-entropy."""
-        last = self.settings.epochs
-        right = torch.stack(
-            [self.logits(job, images, e).argmax(dim=-1) == c for e in range(1, last + 1)]
-        )  # (epochs, networks, n)
+        epochs = range(1, self.settings.epochs + 1)
+        logits = torch.stack([self.logits(job, images, epoch) for epoch in epochs])
+        right = logits.argmax(dim=-1) == c  # (epochs, networks, n)
         events = (right[:-1] & ~right[1:]).sum(dim=0).double()
         events[~right.any(dim=0)] = torch.inf
-        final = self.logits(job, images, last)
-        return [events.mean(dim=0), -F.log_softmax(final, dim=-1)[..., c].mean(dim=0)]
+        return [events.mean(dim=0), -F.log_softmax(logits[-1], dim=-1)[..., c].mean(dim=0)]
 
 
 class CAD(Scored):
