@@ -385,13 +385,10 @@ def test_shape_must_be_positive(key, value):
         Shape(**{"channels": 3, "resolution": 32, "classes": 10, key: value})
 
 
-@pytest.mark.parametrize(("window", "side"), [(2, 8), (2, 7), (3, 8), (4, 4), (2, 1)])
+@pytest.mark.parametrize(("window", "side"), [(2, 8), (2, 7), (3, 8), (4, 4)])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_mean_pooling_equals_average_pooling(window, side, memory):
     x = images(3, 5, side, side + 1).double().contiguous(memory_format=memory).requires_grad_()
-    if side < window:
-        assert MeanPool2d(window)(x).numel() == mean_of_windows(x, window).numel() == 0
-        return
     found, expected = mean_of_windows(x, window), F.avg_pool2d(x, window)
     assert torch.equal(MeanPool2d(window)(x), expected)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

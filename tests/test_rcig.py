@@ -53,6 +53,7 @@ OPTIONS = {
 }
 TINY = Spec("convnet", Shape(1, 4, 3), width=2, depth=1)
 LAM = 0.07
+RIDGE = "methods.rcig.ridge"
 
 
 def rcig(recipe: Recipe = RECIPE, **changed: object) -> RCIG:
@@ -135,7 +136,7 @@ def test_the_inner_loss_is_that_of_the_paper():
     expected = papers_loss(net, images, targets, phi) / LAM
     gradient = torch.autograd.grad(expected, phi, create_graph=True)[0]
     curvature = torch.autograd.grad(gradient @ q, phi)[0]
-    inner = InnerProblem(Tangent(net, images), targets, LAM)
+    inner = InnerProblem(Tangent(net, images), targets, LAM, RIDGE)
     loss, slope = inner.slope(phi)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(slope, gradient)
@@ -155,7 +156,7 @@ def exact(net: FlatNet, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
 def test_adam_reaches_the_closed_forms():
     net, images, targets = tiny_net(), random(3, 1, 4, 4), random(3, 3, seed=1)
     phi, hessian = exact(net, images, targets)
-    inner = InnerProblem(Tangent(net, images), targets, LAM)
+    inner = InnerProblem(Tangent(net, images), targets, LAM, RIDGE)
     assert float(inner.slope(phi)[1].norm()) < 1e-10
     # in units of the parameters, the gradient's size does not matter
     g = 1e-6 * random(net.size, seed=4) * inner.view.free
@@ -181,14 +182,17 @@ def test_adam_reaches_the_closed_forms():
 )
 def test_a_run_fell_throughout_or_ended_above_its_start_or_neither(losses, outcome):
     net = tiny_net()
-    inner, left = InnerProblem(Tangent(net, random(3, 1, 4, 4)), random(3, 3), LAM), iter(losses)
+    inner, left = (
+        InnerProblem(Tangent(net, random(3, 1, 4, 4)), random(3, 3), LAM, RIDGE),
+        iter(losses),
+    )
     found = inner._adam(2, 0.1, lambda at: (torch.tensor(next(left)), torch.ones_like(at)))
     assert found.outcome is outcome
 
 
 def test_the_rate_of_a_run_decides_how_it_goes():
     net, images, targets = tiny_net(), random(3, 1, 4, 4), random(3, 3, seed=1)
-    inner = InnerProblem(Tangent(net, images), targets, LAM)
+    inner = InnerProblem(Tangent(net, images), targets, LAM, RIDGE)
     start = float(inner.slope(torch.zeros_like(net.vector))[0])
     outcomes = {1e-4: Outcome.FELL, 0.5: Outcome.BETWEEN, 3.0: Outcome.DIVERGED}
     for rate, outcome in outcomes.items():
@@ -258,7 +262,7 @@ def test_the_head_is_solved_for_what_the_body_leaves():
     features, jacobian = (t.detach().numpy() for t in parts(net, images))
     rest = targets.numpy() - jacobian @ phi.numpy()
     expected = np.linalg.inv(features @ features.T + LAM * np.eye(4)) @ rest
-    solved, head = regress(Tangent(net, images), phi, targets, LAM)
+    solved, head = regress(Tangent(net, images), phi, targets, LAM, RIDGE)
     np.testing.assert_allclose(solved.detach().numpy(), expected, rtol=1e-9)
     np.testing.assert_allclose(head.detach().numpy(), features.T @ expected, rtol=1e-9)
 
@@ -270,7 +274,7 @@ def test_a_singular_head_is_one_line_that_names_the_setting():
         r"^methods\.rcig\.ridge: the kernel matrix of 4 distilled images is singular with .* 0:"
     )
     with pytest.raises(ConfigError, match=message):
-        InnerProblem(Tangent(net, random(4, 1, 4, 4)), random(4, 3), 0.0)
+        InnerProblem(Tangent(net, random(4, 1, 4, 4)), random(4, 3), 0.0, RIDGE)
 
 
 def test_the_implicit_gradient_is_shortened_to_the_direct_one():

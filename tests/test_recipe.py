@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from apm_core.errors import ConfigError
-from apm_core.training.recipe import Recipe
+from apm_core.settings.training import PoolTraining
+from apm_core.training.recipe import Recipe, teacher_recipe
 
 RECIPE = Recipe(passes=5, lr=0.1, batch=4, drop=3, loss="l1")
 WARM = Recipe(passes=9, lr=1.0, schedule="cosine", warmup=3)
@@ -27,6 +28,13 @@ def test_schedule_for_epochs_is_that_of_the_field(epochs, drop_momentum, high, l
 def test_teachers_without_a_drop_keep_their_rate():
     recipe = Recipe(passes=4, lr=0.02)
     assert [recipe.rate(index) for index in range(4)] == [0.02] * 4
+
+
+@pytest.mark.parametrize(("epochs", "drop_at"), [(1, 0.5), (4, 0.1)])
+def test_the_first_epoch_of_a_teacher_has_its_rate(epochs, drop_at):
+    recipe = teacher_recipe(PoolTraining(epochs=epochs, drop_at=drop_at, lr=0.05))
+    rates = [recipe.rate(index) for index in range(epochs)]
+    assert rates == pytest.approx([0.05, *[0.005] * (epochs - 1)])
 
 
 def test_cosine_equals_that_of_torch():

@@ -284,7 +284,35 @@ def test_settings_load_without_torch():
         ),
         (
             {"distill.methods": ["apm"], "methods": {"apm": {"recipe": {"loss": "ce"}}}},
-            "methods.apm.recipe.loss: ce does not go with labels that are logits: set it to soft",
+            "methods.apm.recipe.loss: ce does not go with labels that are logits: set it to one",
+        ),
+        (
+            {"distill.methods": [{"name": "apm", "checkpoints": 7}]},
+            "methods.apm.checkpoints: 7 does not divide recipe.epochs: 250",
+        ),
+        (
+            {"distill.methods": [{"name": "few", "method": "bptt", "recipe": {"loss": "l1"}}]},
+            "methods.few.recipe.loss: l1 does not go with learned labels: set it to soft_ce",
+        ),
+        (
+            {"distill.methods": [{"name": "tesla", "soft_labels": True}]},
+            "methods.tesla.recipe.loss: ce does not go with soft_labels: true: set it to soft_ce",
+        ),
+        ({"distill.methods": [{"name": "at_bptt", "spread": 50}]}, "methods.at_bptt.spread: 50"),
+        ({"distill.methods": [{"name": "datm", "start_from": 50}]}, "methods.datm.start_from: 50"),
+        (
+            {
+                "distill.methods": [
+                    {
+                        "name": "apm_plus",
+                        "rounds": 0,
+                        "unrolled": {"rounds": 5},
+                        "recipe": {"loss": "soft_ce"},
+                    }
+                ],
+                "aligned_teachers.snapshots": True,
+            },
+            "methods.apm_plus.unrolled.rounds: 5 leaves no round to match",
         ),
         (
             {"distill.methods": ["apm", "random"], "distill.label_epoch": 4},
@@ -360,7 +388,10 @@ def test_an_entry_has_its_methods_settings_and_what_differs():
 
 def test_an_entry_follows_an_earlier_one():
     found = entries(
-        {"name": "mine", "method": "apm_plus", "ce": 7.0, "unrolled": {"rounds": 3}},
+        {
+            **{"name": "mine", "method": "apm_plus", "ce": 7.0, "unrolled": {"rounds": 3}},
+            "recipe": {"loss": "soft_ce"},
+        },
         {"name": "control", "method": "mine", "start_only": True},
     )
     control = found["control"].settings

@@ -135,6 +135,8 @@ def test_momentum_is_forgotten_at_the_drop_only_where_asked(cpu):
     assert not torch.equal(after(RECIPE), after(forgotten))
     before_drop = replace(RECIPE, passes=3), replace(forgotten, passes=3)
     assert torch.equal(*map(after, before_drop))
+    no_drop = [replace(one, schedule="cosine") for one in (RECIPE, forgotten)]
+    assert torch.equal(*map(after, no_drop))
 
 
 ADAM = Recipe(

@@ -33,15 +33,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Update
 from apm_core.methods.bptt import BPTT, learned
 from apm_core.methods.movers import State
 from apm_core.methods.passes import FORWARD, Extent, Passes
 from apm_core.runtime import streams
-from apm_core.settings.methods.bptt import ATBPTTSettings
 from apm_core.training.metrics.accuracy import measure as percent_correct
-from apm_core.training.recipe import Recipe
 
 EARLY, MIDDLE, LATE = 1, 2, 3
 Policy = dict[str, Any]  # numbers, as they are saved
@@ -49,15 +46,6 @@ Policy = dict[str, Any]  # numbers, as they are saved
 
 class ATBPTT(BPTT):
     """BPTT in a window whose place and size follow the gradients and the stage."""
-
-    def __init__(self, settings: ATBPTTSettings, *, name: str, recipe: Recipe) -> None:
-        super().__init__(settings, name=name, recipe=recipe)
-        if settings.spread >= settings.window or settings.spread > settings.before:
-            raise ConfigError(
-                f"{self.key('spread')}: {settings.spread} leaves no window of window - spread and"
-                f" window + spread steps: it must be below window: {settings.window}, and at most"
-                f" before: {settings.before}"
-            )
 
     def passes(self, extent: Extent) -> Passes:
         """As BPTT, with the accuracy on the real images and a share of the probe; windows are

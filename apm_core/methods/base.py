@@ -106,10 +106,16 @@ class Configured:
         settings: of the method.
         name: of the method in the config, for messages; one class may implement several.
         recipe: how networks are trained on the set, students included; None where no network runs.
+
+    Raises ConfigError when settings and recipe contradict each other.
     """
 
     def __init__(self, settings: MethodSettings, *, name: str, recipe: Recipe | None) -> None:
         self.settings, self.name, self.recipe = settings, name, recipe
+        loss, epochs = (recipe.loss, recipe.passes - 1) if recipe else (None, None)
+        if found := settings.contradiction(loss=loss, epochs=epochs):
+            key, reason = found
+            raise ConfigError(f"{self.key(key)}: {reason}")
 
     def key(self, option: str) -> str:
         """The key of one of the method's settings in the config."""
@@ -231,12 +237,6 @@ class Method(Configured, ABC):
 def are_finite(figures: dict[str, float]) -> bool:
     """Whether all figures are finite; where not, the method has diverged."""
     return all(map(math.isfinite, figures.values()))
-
-
-def require_loss(key: str, recipe: Recipe, loss: str, labels: str) -> None:
-    """Raise ConfigError, naming `key`, unless the loss of the recipe is `loss`."""
-    if recipe.loss != loss:
-        raise ConfigError(f"{key}: {recipe.loss} does not go with {labels}: set it to {loss}")
 
 
 def require_embedding(key: str, spec: Spec, module: nn.Module) -> None:

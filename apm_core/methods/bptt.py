@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from apm_core.data.examples import Examples
-from apm_core.methods.base import Job, Method, Shard, Update, require_batch, require_loss
+from apm_core.methods.base import Job, Method, Shard, Update, require_batch
 from apm_core.methods.matching.experts import figures_of, inner_training
 from apm_core.methods.matching.trajectory import End, InnerTraining, Match, Step
 from apm_core.methods.movers import Adam, State
@@ -41,7 +41,6 @@ class BPTT(Method):
 
     def __init__(self, settings: BPTTSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
-        require_loss(self.key("recipe.loss"), recipe, "soft_ce", "learned labels")
         self.inner = InnerTraining(
             settings.before + settings.window, settings.batch, recipe.augment
         )

@@ -17,12 +17,14 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apm_core.data.examples import Examples
 from apm_core.methods.base import Job, Method, Update
 from apm_core.methods.movers import Momentum, State
 from apm_core.methods.passes import TRAINED, TWICE, Extent, Passes
 from apm_core.methods.shared.real_classes import RealClasses
+from apm_core.nets.base import stop_dropout
 from apm_core.runtime import streams
 from apm_core.settings.methods.dc import DCSettings
 from apm_core.training import augment
@@ -73,6 +75,7 @@ class DC(Method):
         """Load the real images, and build the network and its trainer."""
         self.job, self.real, device = job, RealClasses(job), job.compute.device
         self.net = job.spec.network(device)
+        stop_dropout(self.net.module)
         count = job.ipc * job.spec.shape.classes
         dtype = self.net.vector.dtype
         self.examples = Examples(
@@ -96,9 +99,10 @@ class DC(Method):
         for c, rows, real, drawn in pairs:
             target = self._gradients(real, c, graph=False)
             leaf = state["images"][rows].requires_grad_()
-            gradients = self._gradients(augment.augment(leaf, drawn), c, graph=True)
-            term = matching_distance(gradients, target)
-            gradient[rows] = torch.autograd.grad(term, leaf)[0]
+            with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+                gradients = self._gradients(augment.augment(leaf, drawn), c, graph=True)
+                term = matching_distance(gradients, target)
+                gradient[rows] = torch.autograd.grad(term, leaf)[0]
             distance += term.detach()
         lives_on = (index + 1) % self.settings.outer_loops != 0
 

@@ -53,9 +53,12 @@ class Imported(OneShot):
         wrong = torch.nonzero(counts != wanted).flatten()
         if len(wrong):
             c = int(wrong[0])
+            count, tiles = int(counts[c]), job.tiles**2
+            remedy = f"set ipc: {count // tiles}" if count % tiles == 0 else "set tiles: 1 for it"
+            of = f" ({wanted // tiles} x {tiles} tiles)" if tiles > 1 else ""
             raise DataError(
-                f"{file}: {int(counts[c])} images of class {names[c]!r}, the run has {wanted} of"
-                f" each: set ipc: {int(counts[c])}, or choose another set"
+                f"{file}: {count} images of class {names[c]!r}, the run has {wanted} of each{of}:"
+                f" {remedy}, or choose another set"
             )
 
 

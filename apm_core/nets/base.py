@@ -80,20 +80,26 @@ class MeanPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the means of its windows."""
-        if torch.compiler.is_compiling() or min(x.shape[2:]) < self.window:
+        if torch.compiler.is_compiling():
             return mean_of_windows(x, self.window)
         return F.avg_pool2d(x, self.window)
 
 
 def mean_of_windows(x: Tensor, window: int) -> Tensor:
     """Average pooling as a mean over unfolded windows: a compiler fuses it with the activation in
-    front of it, forward and backward, in the precision of the map. A map smaller than the window
-    becomes empty.
+    front of it, forward and backward, in the precision of the map.
     """
     rows, columns = (side // window for side in x.shape[2:])
     x = x[:, :, : rows * window, : columns * window]
     windows = x.unflatten(3, (columns, window)).unflatten(2, (rows, window))
     return windows.mean((3, 5))  # (N, C, rows, window, columns, window)
+
+
+def stop_dropout(module: nn.Module) -> None:
+    """Switch off dropout alone, which would draw from no stream of the job."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.eval()
 
 
 def instance_norm(channels: int) -> nn.Module:

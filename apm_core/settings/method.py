@@ -10,6 +10,7 @@ from apm_core.settings.training import PoolName, RecipeChanges
 
 PACKAGE = "settings.methods"
 LabelsOf = Literal["pool", "classes", "own"]  # see MethodSettings
+Contradiction = tuple[str, str]
 
 
 class MethodSettings(Section):
@@ -52,6 +53,18 @@ class MethodSettings(Section):
         """For each setting that selects snapshots of the pool, the last epoch that it selects."""
         return {}
 
+    def contradiction(
+        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
+    ) -> Contradiction | None:
+        """The key of a setting that does not go with the others, and why; None: all fit.
+
+        Args:
+            loss: of the recipe; None as `epochs` where no network runs.
+            epochs: E of the recipe.
+            rounds: R; None: none are run, or it is not known.
+        """
+        del loss, epochs, rounds
+
     @property
     def most_images(self) -> dict[str, int]:
         """For each setting that bounds how many images a class can have, tiles counted singly."""
@@ -81,6 +94,13 @@ class LabelledByPool(Section):
     def labels_of(self) -> LabelsOf:
         """The source of the merged set's labels."""
         return "pool"
+
+
+def require_loss(wanted: str, loss: str | None, labels: str) -> Contradiction | None:
+    """The contradiction of a recipe whose `loss` is not the one `wanted` for `labels`."""
+    if loss == wanted:
+        return None
+    return "recipe.loss", f"{loss} does not go with {labels}: set it to {wanted}"
 
 
 @cache

@@ -11,7 +11,7 @@ from apm_core.errors import ConfigError
 from apm_core.settings.controls import Candidate, control_of
 from apm_core.settings.dataset import Images
 from apm_core.settings.evaluation import OnlineTraining, Protocol, RankedNetworks
-from apm_core.settings.method import IterativeSettings, methods
+from apm_core.settings.method import methods
 from apm_core.settings.run import Entry, RunSettings
 from apm_core.settings.section import Section
 from apm_core.settings.stages import (
@@ -157,7 +157,7 @@ class Plan:
         """The settings of a shard of `entry`."""
         item = self.entry(entry)
         own = item.settings
-        fields: dict[str, Any] = {"rounds": self._rounds(item)}
+        fields: dict[str, Any] = {"rounds": self.settings.rounds_of(item)}
         if own.trains:
             fields |= {
                 "recipe": self.settings.recipe_of(item),
@@ -174,12 +174,6 @@ class Plan:
             **fields,
             **self._common("distill"),
         )
-
-    def _rounds(self, entry: Entry) -> int | None:
-        own = entry.settings
-        if not isinstance(own, IterativeSettings) or own.start_only:
-            return None
-        return self.settings.distill.rounds if own.rounds is None else own.rounds
 
     def merge(self, entry: str) -> MergeSettings:
         """The settings of the merged set of `entry`."""

@@ -10,7 +10,7 @@ from apm_core.errors import ConfigError
 from apm_core.settings.compute import ComputeSettings
 from apm_core.settings.dataset import Dataset
 from apm_core.settings.evaluation import Continual, Evaluation, Nas
-from apm_core.settings.method import MethodSettings, methods, ready_entries
+from apm_core.settings.method import IterativeSettings, MethodSettings, methods, ready_entries
 from apm_core.settings.names import names_in
 from apm_core.settings.product import Product
 from apm_core.settings.schema import check, hint
@@ -160,6 +160,7 @@ class RunSettings(Section):
             self._require_epochs(entry)
             self._require_images(entry)
             self._require_loss(entry)
+            self._require_consistency(entry)
         if self.ipc % self.distill.shards:
             raise ConfigError(
                 f"config: distill.shards: {self.distill.shards} does not divide ipc: {self.ipc}"
@@ -191,6 +192,13 @@ class RunSettings(Section):
         """How networks are trained on the set of `entry`."""
         return self.recipe.changed(entry.settings.recipe.model_dump(exclude_none=True))
 
+    def rounds_of(self, entry: Entry) -> int | None:
+        """R of `entry`, or None where none are run."""
+        own = entry.settings
+        if not isinstance(own, IterativeSettings) or own.start_only:
+            return None
+        return self.distill.rounds if own.rounds is None else own.rounds
+
     def _require_loss(self, entry: Entry) -> None:
         """Raise ConfigError when the loss of `entry` does not go with its labels."""
         loss, labels = self.recipe_of(entry).loss, entry.settings.labels_of
@@ -201,6 +209,16 @@ class RunSettings(Section):
                 f"config: methods.{entry.name}.recipe.loss: {loss} does not go with labels that are"
                 f" {kind}: set it to {wanted}"
             )
+
+    def _require_consistency(self, entry: Entry) -> None:
+        """Raise ConfigError when settings of `entry` contradict its recipe, rounds or others."""
+        recipe = self.recipe_of(entry)
+        found = entry.settings.contradiction(
+            loss=recipe.loss, epochs=recipe.epochs, rounds=self.rounds_of(entry)
+        )
+        if found:
+            key, reason = found
+            raise ConfigError(f"config: methods.{entry.name}.{key}: {reason}")
 
     def _require_rates(self) -> None:
         """Raise ConfigError where an override's optimizer would get the rate of another, or its

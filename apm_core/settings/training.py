@@ -45,7 +45,7 @@ class RecipeSettings(Section):
     augment: Augmentation = setting(DSA, AUGMENT)
     optimizer: Literal["sgd", "adam"] = setting("sgd", "sgd or adam")
     schedule: Literal["step", "cosine"] = setting(
-        "step", "step: lr/10 from epoch E//2+1 on; cosine: down to floor"
+        "step", "step: lr/10 from about half of the epochs on; cosine: down to floor"
     )
     warmup: Index = setting(
         0, "passes in which a cosine's rate first rises from 0, at most half of them"
@@ -60,7 +60,8 @@ def misfit(loss: str, *, classes: bool) -> tuple[str, str] | None:
     """
     if (loss == "ce") == classes:
         return None
-    return ("class indices", "ce") if classes else ("logits", "soft_ce, l1 or half_mse")
+    soft = ", ".join(name for name in names_in("training.losses") if name != "ce")
+    return ("class indices", "ce") if classes else ("logits", f"one of {soft}")
 
 
 RecipeChanges = changes_of(

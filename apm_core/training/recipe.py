@@ -9,7 +9,7 @@ from torch import Tensor
 from apm_core.errors import ConfigError
 from apm_core.settings.evaluation import OnlineTraining
 from apm_core.settings.names import names_in
-from apm_core.settings.training import PoolTraining, RecipeSettings, misfit
+from apm_core.settings.training import DSA, PoolTraining, RecipeSettings, misfit
 from apm_core.training import augment
 
 SCHEDULES = ("step", "cosine", "half_cosine")
@@ -26,15 +26,15 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4  # on all parameters, norms and biases included
     nesterov: bool = False
-    # "step": a tenth of lr from pass `drop` on; "cosine": to `floor` at the last pass;
-    # "half_cosine": the first half of one, to about lr / 2
+    # "step": a tenth of lr from pass `drop` on; "cosine": towards `floor`, which the pass after the
+    # last one would have; "half_cosine": the first half of one, to about lr / 2
     schedule: str = "step"
     drop: int | None = None  # first pass with the lower rate; None: never
     drop_momentum: bool = (
         False  # forget the momentum at the drop, as the trajectory-matching evaluators do
     )
     loss: str = "ce"
-    augment: str = "color_crop_cutout_flip_scale_rotate"
+    augment: str = DSA
     rho: float = 0.0  # radius in which a flat minimum is looked for (GSAM); 0: plain SGD
     alpha: float = 0.0  # share of the gradient across that of the radius that is taken away
     # "sgd"; "adam": momentum is its first beta, weight decay joins the gradient; "adamw": the decay
@@ -115,7 +115,7 @@ def teacher_recipe(training: PoolTraining) -> Recipe:
     `epochs` counts passes literally.
     """
     own = {"lr", "batch", "momentum", "weight_decay", "augment", "rho", "alpha"}
-    drop = round(training.drop_at * training.epochs)
+    drop = max(1, round(training.drop_at * training.epochs))
     return Recipe(passes=training.epochs, drop=drop, **training.model_dump(include=own))
 
 

@@ -96,7 +96,7 @@ class TeacherPool:
         """The network with the parameters of teacher `index`, as they were after `epoch` epochs of
         its training or (None) at its end; valid until the next call.
         """
-        self.net.load(self.after(epoch)[index])
+        self.net.load(self.after(epoch, index + 1)[index])
         return self.net
 
     def after(self, epoch: int | None, first: int | None = None) -> Sequence[Tensor]:

@@ -230,7 +230,7 @@ class Trainer:
         """Pass `index` over the examples, or over those `among`, at the rate of `recipe`; returns
         the mean loss of its batches, 0-d, on the device.
         """
-        if index == recipe.drop and recipe.drop_momentum:
+        if recipe.drop_momentum and recipe.schedule == "step" and index == recipe.drop:
             self._rest()
         self.rate.fill_(recipe.rate(index))
         # half a millisecond, which short passes would feel

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm_core.data.examples import Examples
-from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Method, Update, require_batch
 from apm_core.methods.movers import Momentum, Rows, State
 from apm_core.methods.passes import FORWARD, TO_IMAGES, TRAINED, Extent, Passes
@@ -62,12 +61,9 @@ class APM(Method):
         augment_images: bool = False,
         teacher_epochs: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(settings, name=name, recipe=replace(recipe, loss="l1"))
+        super().__init__(settings, name=name, recipe=recipe)
+        self.recipe = replace(recipe, loss="l1")
         last, checkpoints = recipe.passes - 1, settings.checkpoints  # E, K
-        if last % checkpoints:
-            raise ConfigError(
-                f"{self.key('checkpoints')}: {checkpoints} does not divide recipe.epochs: {last}"
-            )
         self.keep = frozenset(range(last // checkpoints, last + 1, last // checkpoints))
         self.strategy = recipe.augment if augment_images else "none"
         self.teacher_epochs = teacher_epochs

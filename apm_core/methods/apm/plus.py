@@ -18,7 +18,6 @@ from dataclasses import replace
 from torch import Tensor
 
 from apm_core.data.tiles import Tiles
-from apm_core.errors import ConfigError
 from apm_core.methods.apm.apm import APM
 from apm_core.methods.base import Job, Method, Shard, Update
 from apm_core.methods.bptt import BPTT
@@ -85,16 +84,9 @@ class APMPlus(Method):
         return images.to(job.home or compute.device), classes.to(compute.device)
 
     def attach(self, job: Job) -> None:
-        """Divide the rounds among the two methods.
-
-        Raises ConfigError when there are fewer rounds than `unrolled.rounds`.
-        """
+        """Divide the rounds among the two methods."""
         self.job, unrolled = job, self.settings.unrolled.rounds
         self.last = job.rounds - unrolled  # round of APM
-        if job.rounds and self.last < 0:
-            raise ConfigError(
-                f"{self.key('unrolled.rounds')}: {unrolled} is more than all rounds: {job.rounds}"
-            )
         self.matching.attach(replace(job, rounds=max(0, self.last)))
         if self.unrolled:
             self.unrolled.attach(replace(job, rounds=unrolled))

@@ -13,8 +13,8 @@ Deviations from the published codes of both, which share their frame:
 - Images live in the working space: where the codes keep pixels in [0, 1] and clamp them before
   each round, nothing is clamped here. What is a step of r on such pixels is one of r / std^2 by
   SGD, of r / std by Adam, on images that are divided by the standard deviation std.
-- Teachers are those of the house (`teachers`: 100 of 100 epochs by default, trained with siamese
-  augmentation), where the codes train 20 for 60 epochs, with CutMix.
+- Teachers are those of the house (`teachers`, trained with siamese augmentation), where the codes
+  train 20 for 60 epochs, with CutMix.
 - Sets are trained on by the house's schedule and augmentation: no CutMix.
 
 Tiles (`tiles: 2`, both published with them) are no matter of the method: it sees decoded images.

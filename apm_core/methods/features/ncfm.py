@@ -27,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Update
 from apm_core.methods.features.interpolated import Distance, InterpolatedFeatures
 from apm_core.methods.movers import Adam, Momentum, State
@@ -43,17 +42,10 @@ FLOOR = 1e-12  # of squares under a root, whose slope is infinite at 0
 class NCFM(InterpolatedFeatures):
     """Moves the images of a class to where the characteristic function of their features is that of
     real ones.
-
-    Raises ConfigError when amplitude and phase both weigh nothing, or the sampler, which
-    normalises over its frequencies, has only one.
     """
 
     def __init__(self, settings: NCFMSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
-        if not settings.amplitude + settings.phase:
-            raise ConfigError(f"{self.key('phase')}: 0 with amplitude: 0 leaves nothing to match")
-        if settings.sampler and settings.frequencies < 2:
-            raise ConfigError(f"{self.key('frequencies')}: the sampler needs at least 2")
         if settings.optimizer == "adam":
             images = Adam(settings.lr_images)
         else:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apm_core.methods.base import Job, Method, Shard, Update, require_embedding, require_loss
+from apm_core.methods.base import Job, Method, Shard, Update, require_embedding
 from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.movers import Lamb, State
 from apm_core.methods.passes import FORWARD, TO_IMAGES, TRAINED, Extent, Passes
@@ -47,7 +47,6 @@ class FRePo(Method):
 
     def __init__(self, settings: FRePoSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
-        require_loss(self.key("recipe.loss"), recipe, "half_mse", "centred labels")
         self.movers = {"images": Lamb(self._rate), "targets": Lamb(self._rate)}
 
     def _rate(self, index: int) -> float:

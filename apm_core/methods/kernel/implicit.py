@@ -26,8 +26,6 @@ from apm_core.methods.kernel import ridge
 from apm_core.nets.flat import FlatNet
 from apm_core.training.optimizers import Moments, adam_
 
-KEY = "methods.rcig.ridge"
-
 
 class WithFeatures(nn.Module):
     """A network that returns its features (N, D) beside its logits (N, C)."""
@@ -107,12 +105,13 @@ class Descent:
 class InnerProblem:
     """The inner problem of one network on its view of the images, and targets (N, C).
 
-    `lam` is the lambda of the ridge regression. Raises ConfigError when its system is singular.
+    `lam` is the lambda of the ridge regression. Raises ConfigError, naming its `key`, when its
+    system is singular.
     """
 
-    def __init__(self, view: Tangent, targets: Tensor, lam: float) -> None:
+    def __init__(self, view: Tangent, targets: Tensor, lam: float, key: str) -> None:
         self.view, self.targets = view, targets.detach()
-        self.factor = ridge.factor(view.features.detach(), lam, KEY)
+        self.factor = ridge.factor(view.features.detach(), lam, key)
 
     @torch.no_grad()
     def slope(self, phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,12 +161,14 @@ class InnerProblem:
         return torch.cholesky_solve(rest.double(), self.factor).to(rest.dtype)
 
 
-def regress(view: Tangent, phi: Tensor, targets: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+def regress(
+    view: Tangent, phi: Tensor, targets: Tensor, lam: float, key: str
+) -> tuple[Tensor, Tensor]:
     """A (N, C) and the head W = H^T A (D, C) at the tangent parameters `phi` (P,), differentiable
     in phi, targets and the images of the view.
     """
     rest = targets - view.push(phi)
-    factor = ridge.factor(view.features, lam, KEY)
+    factor = ridge.factor(view.features, lam, key)
     solution = torch.cholesky_solve(rest.double(), factor).to(rest.dtype)
     return solution, view.features.T @ solution
 

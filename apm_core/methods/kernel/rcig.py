@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core.methods.base import Job, Method, Shard, Update, require_embedding, require_loss
+from apm_core.methods.base import Job, Method, Shard, Update, require_embedding
 from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.kernel.frepo import LARGEST_BATCH, centred
 from apm_core.methods.kernel.implicit import (
@@ -64,7 +64,6 @@ class RCIG(Method):
 
     def __init__(self, settings: RCIGSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
-        require_loss(self.key("recipe.loss"), recipe, "half_mse", "centred labels")
         learned = AdaBelief(settings.lr_images, average=Average(settings.average, from_zero=True))
         temperature = AdaBelief(settings.lr_temperature)
         self.movers = {"images": learned, "targets": learned, "temperature": temperature}
@@ -130,10 +129,10 @@ class RCIG(Method):
         images, targets, temperature = leaves
         support, labels = self._mirrored(images, targets)
         view, lam = Tangent(self.net, support), self._lam(state)
-        inner = InnerProblem(view, labels, lam)
+        inner = InnerProblem(view, labels, lam, self.key("ridge"))
         descent = inner.train(self.settings.inner_steps, state["rate_inner"])
         phi = descent.solution.requires_grad_()
-        solution, head = regress(view, phi, labels, lam)
+        solution, head = regress(view, phi, labels, lam, self.key("ridge"))
         real = self.real.some(self.settings.batch_real, *stream, "real")
         features, outputs = self._push(real.images, phi)
         logits = (outputs + features @ head) * temperature.exp()
@@ -199,7 +198,8 @@ class RCIG(Method):
         """The state with the largest rates at which the inner problems fall throughout."""
         network_pool.load(state, 0, self.net)
         images, targets = self._mirrored(state["images"], state["targets"])
-        inner = InnerProblem(Tangent(self.net, images), targets, self._lam(state))
+        view = Tangent(self.net, images)
+        inner = InnerProblem(view, targets, self._lam(state), self.key("ridge"))
         _, slope = inner.slope(torch.zeros_like(self.net.vector))
         state["rate_inner"] = largest_rate(
             lambda rate: inner.train(self.settings.inner_steps, rate), LEAST_RATES["inner"]

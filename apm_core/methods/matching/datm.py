@@ -15,8 +15,7 @@ the logits of one expert, right or wrong). With tiles the labels of the start ar
 images before they are stored.
 """
 
-from apm_core.errors import ConfigError
-from apm_core.methods.base import Job, Method, Shard, Update, require_batch, require_loss
+from apm_core.methods.base import Job, Method, Shard, Update, require_batch
 from apm_core.methods.matching.experts import (
     Experts,
     figures_of,
@@ -41,15 +40,8 @@ class DATM(Method):
 
     def __init__(self, settings: DATMSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
-        require_loss(self.key("recipe.loss"), recipe, "soft_ce", "learned labels")
         first, last = settings.start_below_first, settings.start_below
         self.first = last if first is None else first
-        if not settings.start_from < self.first <= last:
-            raise ConfigError(
-                f"{self.key('start_from')}: {settings.start_from}, start_below_first: {first}"
-                f" and start_below: {last} leave no epoch to start from: the first must be"
-                " below the second, and the second at most the third"
-            )
         self.skip = 0  # parameters, the first, that the distance leaves out
         self.inner = InnerTraining(settings.steps, settings.batch, recipe.augment)
         labels = Momentum(settings.lr_labels, momentum=settings.momentum_labels)

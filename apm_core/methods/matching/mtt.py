@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core.methods.base import Job, Method, Shard, Update, require_batch, require_loss
+from apm_core.methods.base import Job, Method, Shard, Update, require_batch
 from apm_core.methods.matching.experts import (
     Experts,
     figures_of,
@@ -41,8 +41,6 @@ class MTT(Method):
     def __init__(self, settings: MTTSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
         self.soft = getattr(settings, "soft_labels", False)
-        loss, labels = "soft_ce" if self.soft else "ce", f"soft_labels: {str(self.soft).lower()}"
-        require_loss(self.key("recipe.loss"), recipe, loss, labels)
         self.inner = InnerTraining(settings.steps, settings.batch, recipe.augment)
         self.movers = movers_of(settings)
 

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, grad_and_value
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apm_core.methods.passes import TRAINED, TWICE, Passes
+from apm_core.nets.base import stop_dropout
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
 from apm_core.runtime.device import Compute
@@ -103,9 +104,7 @@ class Trajectory:
     ) -> None:
         self.exact, self.learn_targets = exact, learn_targets
         net.module.train()
-        for module in net.module.modules():
-            if isinstance(module, nn.Dropout):
-                module.eval()
+        stop_dropout(net.module)
 
         def value(theta: Tensor, images: Tensor, targets: Tensor) -> Tensor:
             return loss(net.at(theta, images), targets)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core.errors import ConfigError
 from apm_core.methods.base import Job, Shard, require_embedding
 from apm_core.methods.selection.coreset import BATCH, Coreset
 from apm_core.settings.methods.coreset import CADSettings
@@ -133,8 +132,6 @@ class CAD(Scored):
     def __init__(self, settings: CADSettings, *, name: str, recipe: Recipe | None) -> None:
         super().__init__(settings, name=name, recipe=recipe)
         first, last = settings.window
-        if first > last:
-            raise ConfigError(f"{self.key('window')}: {first} is after {last}: swap them")
         self.epochs = range(first, last + settings.successive)
 
     @property

@@ -20,7 +20,7 @@ WIDTH = 128
 
 
 def default_depth(resolution: int) -> int:
-    """Blocks that leave a 4x4 map: 3 at 32 px (and 28), 4 at 64, 5 at 128; at least 1."""
+    """Blocks that leave a map of 4x4 to 7x7: 3 at 32 px (and 28), 4 at 64, 5 at 128; at least 1."""
     return max(1, _padded(resolution).bit_length() - 3)
 
 

@@ -17,7 +17,7 @@ TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at two stand
 
 
 class FRePoConv(nn.Module):
-    """Widths 128, 256, 512, ...; the last map is 4x4, or 3x3 at 28 px.
+    """Widths 128, 256, 512, ...; the last map is 4x4 to 7x7, or 3x3 at 28 px.
 
     Convolutions and the head start as in the published code: normal weights, cut off at two
     standard deviations, of variance 1 / fan-in, and biases of zero.

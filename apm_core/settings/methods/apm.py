@@ -4,7 +4,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from apm_core.settings.method import IterativeSettings, LabelledByPool
+from apm_core.settings.method import (
+    Contradiction,
+    IterativeSettings,
+    LabelledByPool,
+    require_loss,
+)
 from apm_core.settings.methods.bptt import Unrolling
 from apm_core.settings.section import Above, AtLeast, BelowOne, Count, Index, setting
 from apm_core.settings.training import PoolName
@@ -30,6 +35,15 @@ class APMSettings(LabelledByPool, IterativeSettings):
     keep_batch: bool = setting(
         True, "true: the same images for a whole period; false: as the published code"
     )
+
+    def contradiction(
+        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
+    ) -> Contradiction | None:
+        """Checkpoints that do not divide the epochs of students."""
+        del loss, rounds
+        if not epochs % self.checkpoints:
+            return None
+        return "checkpoints", f"{self.checkpoints} does not divide recipe.epochs: {epochs}"
 
 
 class UnrolledRounds(Unrolling):
@@ -59,6 +73,16 @@ class APMPlusSettings(APMSettings):
         4, "labels by teachers as after so many epochs; null: distill.label_epoch"
     )
     unrolled: UnrolledRounds = UnrolledRounds()
+
+    def contradiction(
+        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
+    ) -> Contradiction | None:
+        """As for APM; unrolled rounds that are too many, or whose loss is another."""
+        own = self.unrolled.rounds
+        if own and rounds is not None and own > rounds:
+            return "unrolled.rounds", f"{own} leaves no round to match: lower it, or raise {rounds}"
+        found = require_loss("soft_ce", loss, "learned labels") if own else None
+        return found or super().contradiction(loss=loss, epochs=epochs)
 
     @property
     def epochs_needed(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from apm_core.settings.method import IterativeSettings
+from apm_core.settings.method import Contradiction, IterativeSettings, require_loss
 from apm_core.settings.section import Above, AtLeast, Count, Index, Section, setting
 from apm_core.settings.training import RecipeChanges
 
@@ -26,6 +26,13 @@ class BPTTSettings(Unrolling, IterativeSettings):
 
     batch: Count | None = setting(None, "images of an inner step; null: all of the shard")
 
+    def contradiction(
+        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
+    ) -> Contradiction | None:
+        """Another loss than that of learned labels."""
+        del epochs, rounds
+        return require_loss("soft_ce", loss, "learned labels")
+
 
 class ATBPTTSettings(BPTTSettings):
     """Back-propagation through training in a window that adapts (Li et al. 2025)."""
@@ -38,6 +45,17 @@ class ATBPTTSettings(BPTTSettings):
     calm_early: Count = setting(30, "calm periods in a row that end the early stage")
     gain_middle: AtLeast = setting(1.0, "as gain_early, in the middle stage")
     calm_middle: Count = setting(25, "calm periods in a row that end the middle stage")
+
+    def contradiction(
+        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
+    ) -> Contradiction | None:
+        """As for BPTT; a spread that leaves no window."""
+        if self.spread < self.window and self.spread <= self.before:
+            return super().contradiction(loss=loss, epochs=epochs, rounds=rounds)
+        return "spread", (
+            f"{self.spread} leaves no window of window - spread and window + spread steps: it must"
+            f" be below window: {self.window}, and at most before: {self.before}"
+        )
 
 
 RECIPE = RecipeChanges(loss="soft_ce", lr=0.01, drop_momentum=True)

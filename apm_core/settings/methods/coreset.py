@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from apm_core.settings.method import Contradiction
 from apm_core.settings.methods.random import HARD, RealImagesSettings
 from apm_core.settings.section import Count, Index, setting
 from apm_core.settings.training import PoolName
@@ -83,6 +84,14 @@ class CADSettings(ScoreSettings):
         [5, 10], "first and last epoch at which the J begin; needs teachers.snapshots"
     )
     successive: Several = setting(3, "J: successive epochs of a standard deviation")
+
+    def contradiction(
+        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
+    ) -> Contradiction | None:
+        """A window that ends before it begins."""
+        del loss, epochs, rounds
+        first, last = self.window
+        return ("window", f"{first} is after {last}: swap them") if first > last else None
 
     @property
     def epochs_needed(self) -> dict[str, int]:

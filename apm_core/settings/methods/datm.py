@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Literal
 
+from apm_core.settings.method import Contradiction, require_loss
 from apm_core.settings.methods.mtt import TrajectorySettings
 from apm_core.settings.section import Above, BelowOne, Count, Index, setting
 from apm_core.settings.training import PoolName, RecipeChanges
@@ -22,6 +23,20 @@ class DATMSettings(TrajectorySettings):
     start: Literal["correct", "real"] = setting(
         "correct", "images that the experts classify correctly, or real ones"
     )
+
+    def contradiction(
+        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
+    ) -> Contradiction | None:
+        """Another loss than that of learned labels; bounds that leave no epoch."""
+        del epochs, rounds
+        first, last = self.start_below_first, self.start_below
+        if not self.start_from < (last if first is None else first) <= last:
+            return "start_from", (
+                f"{self.start_from}, start_below_first: {first} and start_below: {last} leave no"
+                " epoch to start from: the first must be below the second, and the second at most"
+                " the third"
+            )
+        return require_loss("soft_ce", loss, "learned labels")
 
 
 class PADSettings(DATMSettings):

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from apm_core.settings.method import IterativeSettings
+from apm_core.settings.method import Contradiction, IterativeSettings, require_loss
 from apm_core.settings.section import Above, Count, setting
 from apm_core.settings.training import Architecture, RecipeChanges
 
@@ -23,12 +23,19 @@ class KernelSettings(IterativeSettings):
     lifetime: Count = setting(100, "steps of a network before a fresh one takes its place")
     lr_network: Above = setting(3e-4, "of the pool's networks, Adam")
 
+    def contradiction(
+        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
+    ) -> Contradiction | None:
+        """Another loss than that of centred labels."""
+        del epochs, rounds
+        return require_loss("half_mse", loss, "centred labels")
+
 
 class FRePoSettings(KernelSettings):
     """Neural feature regression with pooling (Zhou et al., NeurIPS 2022).
 
-    `lr_images` is the share of their norm that images and labels move in a round, and falls to a
-    tenth; `ridge` is relative to the mean diagonal of the kernel. For the network frepo_conv the
+    `lr_images` is the share of their norm that images and labels move in a round, and falls along a
+    cosine; `ridge` is relative to the mean diagonal of the kernel. For the network frepo_conv the
     published recipe is {optimizer: adam, lr: 3.0e-4, weight_decay: 0, batch: 500,
     schedule: cosine}.
     """
