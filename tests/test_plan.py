@@ -106,9 +106,15 @@ def leaves(value: BaseModel, prefix: str = "") -> dict[str, tuple[type[BaseModel
 
 SETTINGS = leaves(RunSettings())
 TABLE = {"nas.reference.table": "t.csv", "nas.reference.column": "c"}
+LOSSES = {  # settings that go with another loss, and their names in their sections
+    "methods.apm_plus.unrolled.rounds": "unrolled.rounds",
+    "methods.mtt.soft_labels": "soft_labels",
+    "methods.tesla.soft_labels": "soft_labels",
+}
 EXTRA = {  # what has to change together with a key
     "nas.reference.source": TABLE,
     **{f"{pool}.snapshots": {"distill.methods": ["apm", "random", "herding"]} for pool in POOLS},
+    **{key: {key.replace(name, "recipe.loss"): "soft_ce"} for key, name in LOSSES.items()},
 }
 SPECIAL = {  # values that cannot be guessed from the schema
     "dataset.name": "cifar100",
@@ -124,6 +130,7 @@ SPECIAL = {  # values that cannot be guessed from the schema
     "evaluate.kd.architectures": ["convnet", "vit"],
     "evaluate.ceiling.architectures": ["convnet", "vit"],
     "continual.rates": [0.1, 1.0],
+    **{f"methods.{name}.recipe.epochs": 100 for name in ("apm", "apm_plus")},
     "methods.apm_plus.teacher_epochs": [1, 2],
     "methods.cad.window": [4, 10],
     "methods.rded.tiles": 2,
@@ -186,14 +193,18 @@ def changed(changes: dict[str, Any], before: dict[tuple[str, ...], str] = BEFORE
     return {job for job in before.keys() & after.keys() if before[job] != after[job]}
 
 
-# class labels go with one loss
-FIXED = [f"methods.{name}.recipe.loss" for name, o in methods().items() if o.labels_of == "classes"]
+# class labels, and labels of a method's own, go with one loss
+FIXED = [
+    f"methods.{name}.recipe.loss"
+    for name, one in methods().items()
+    if one.labels_of == "classes" or one.contradiction(loss="kl", epochs=100)
+]
 
 
 @pytest.mark.parametrize("key", FIXED)
-def test_labels_that_are_classes_keep_cross_entropy(key):
+def test_labels_keep_their_loss(key):
     for value in candidates(key):
-        with pytest.raises(ConfigError, match=f"^config: {key}: {value} does not go with labels"):
+        with pytest.raises(ConfigError, match=f"^config: {key}: {value} does not go with "):
             edited({key: value})
 
 
@@ -207,8 +218,11 @@ def test_an_edited_key_changes_exactly_its_stages(key):
         except ConfigError as error:  # at odds with another setting
             tries.append(str(error))
             continue
-        if found or not expected(key):  # else: what the default comes to
-            assert found == expected(key), value
+        wanted = expected(key)
+        if key in LOSSES:
+            wanted = wanted.union(*map(expected, extra))
+        if found or not wanted:  # else: what the default comes to
+            assert found == wanted, value
             return
         tries.append(value)
     pytest.fail(f"no other value changes anything: {tries}")
