@@ -213,8 +213,9 @@ def summary(*reports: dict[str, Any]) -> str:
 
 
 def published_size(*reports: dict[str, Any]) -> str:
-    """For each run: `OURS` and its control beside the best that a paper states, in each form that
-    a run has, plain pixels or tiles; and the full data.
+    """For the same images of as many per class, of one run or several: `OURS` and its control
+    beside the best that a paper states, in each form that a run has, plain pixels or tiles; and
+    the full data.
     """
 
     def known_as(run: dict[str, Any]) -> str:
@@ -222,11 +223,11 @@ def published_size(*reports: dict[str, Any]) -> str:
         dataset = run["settings"]["dataset"]
         return dataset["name"].split("_")[0] if dataset["source"] == "folder" else dataset["source"]
 
-    def best(run: dict[str, Any], form: str) -> str:
+    def best(name: str, ipc: int, form: str) -> str:
         known = [
             one
-            for one in published(known_as(run))
-            if one.ipc == run["ipc"] and one.method.endswith(TILES) == bool(form)
+            for one in published(name)
+            if one.ipc == ipc and one.method.endswith(TILES) == bool(form)
         ]
         first = max(known, key=lambda one: one.accuracy)
         return f"{first.method.removesuffix(TILES)}: {first.accuracy}"
@@ -234,15 +235,20 @@ def published_size(*reports: dict[str, Any]) -> str:
     forms = [
         form for form in ("", TILES) if any(OURS + form in report["methods"] for report in reports)
     ]
-    lines = []
+    found: dict[tuple[str, int], tuple[dict[str, Any], dict[str, Any]]] = {}
     for report in reports:
-        run, methods = report["run"], report["methods"]
-        cells = [f"{known_as(run)}, {run['ipc']} per class"]
+        key = known_as(report["run"]), report["run"]["ipc"]
+        methods, ceiling = found.setdefault(key, ({}, {}))
+        methods.update(report["methods"])
+        ceiling.update(report["ceiling"])
+    lines = []
+    for (name, ipc), (methods, ceiling) in found.items():
+        cells = [f"{name}, {ipc} per class"]
         for form in forms:
-            scores = (methods.get(name + form, {"accuracy": {}}) for name in (OURS, CONTROL))
+            scores = (methods.get(one + form, {"accuracy": {}}) for one in (OURS, CONTROL))
             cells += [shown(one["accuracy"].get("convnet")) for one in scores]
-            cells.append(best(run, form))
-        lines.append([*cells, shown(report["ceiling"].get("convnet"))])
+            cells.append(best(name, ipc, form))
+        lines.append([*cells, shown(ceiling.get("convnet"))])
     header = ["images"]
     for form in forms:
         header += [f"{OURS}, as tiles" if form else OURS, "real images", "best published"]

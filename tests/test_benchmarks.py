@@ -62,7 +62,7 @@ def test_a_mark_without_an_end_or_a_file_is_refused(tmp_path, mark):
 
 def result(ipc: int, **means: float) -> dict:
     scores = {name: {"mean": mean, "std": 0.5} for name, mean in means.items()}
-    ceiling = {"convnet": scores.pop("full")}
+    ceiling = {"convnet": scores.pop("full")} if "full" in scores else {}
     methods = {name: {"accuracy": {"convnet": score}} for name, score in scores.items()}
     return {"run": {"ipc": ipc}, "methods": methods, "ceiling": ceiling}
 
@@ -89,6 +89,16 @@ def test_a_published_number_stands_beside_ours_of_the_same_form():
     report["run"]["settings"] = {"dataset": {"source": "folder", "name": "cifar100_w128"}}
     line = tables.published_size(report).splitlines()[-1]
     assert line.startswith("| cifar100, 10 per class |") and "| dance: 49.8 |" in line
+
+
+def test_runs_of_the_same_images_are_one_row():
+    whole, tiles = result(10, apm_plus=60.0, full=85.0), result(10, apm_plus_tiles=70.0)
+    other = result(50, apm_plus=65.0)
+    for report in (whole, tiles, other):
+        report["run"]["settings"] = {"dataset": {"source": "cifar10"}}
+    row, last = tables.published_size(whole, tiles, other).splitlines()[2:]
+    assert row.startswith("| cifar10, 10 per class | 60.0 ± 0.5 |") and "| 70.0 ± 0.5 |" in row
+    assert row.endswith("| 85.0 ± 0.5 |") and last.startswith("| cifar10, 50 per class | 65.0")
 
 
 def test_both_ways_to_decode_give_the_same_images(tmp_path):
