@@ -286,9 +286,14 @@ def test_settings_load_without_torch():
             {"distill.methods": ["apm"], "methods": {"apm": {"recipe": {"loss": "ce"}}}},
             "methods.apm.recipe.loss: ce does not go with labels that are logits: set it to one",
         ),
+        ({"evaluate": {True: 1}}, "evaluate.True: there is no such key"),
         (
             {"distill.methods": [{"name": "apm", "checkpoints": 7}]},
             "methods.apm.checkpoints: 7 does not divide recipe.epochs: 250",
+        ),
+        (
+            {"distill.methods": [{"name": "apm_plus", "teacher_epochs": [4, 2]}]},
+            "methods.apm_plus.teacher_epochs: 4 is after 2: swap them",
         ),
         (
             {"distill.methods": [{"name": "few", "method": "bptt", "recipe": {"loss": "l1"}}]},

@@ -136,7 +136,7 @@ def _one_line(error: Any, place: tuple[str, ...]) -> str:  # noqa: ANN401 - a Va
         keys = sorted(error.schema.get("properties", {}))
         unknown = next(name for name in error.instance if name not in keys)
         full = f"{key}.{unknown}" if key else unknown
-        return f"config: {full}: there is no such key; {hint(unknown, keys)}"
+        return f"config: {full}: there is no such key; {hint(str(unknown), keys)}"
     reason = error.message
     if len(reason) > LONGEST:  # it quotes the value
         reason = f"{reason[: LONGEST // 2]} ... {reason[-LONGEST // 2 :]}"

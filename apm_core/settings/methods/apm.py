@@ -77,10 +77,17 @@ class APMPlusSettings(APMSettings):
     def contradiction(
         self, *, loss: str | None, epochs: int | None, rounds: int | None = None
     ) -> Contradiction | None:
-        """As for APM; unrolled rounds that are too many, or whose loss is another."""
-        own = self.unrolled.rounds
+        """As for APM; epochs of teachers in the wrong order; unrolled rounds that are too many, or
+        whose loss is another.
+        """
+        own, (first, last) = self.unrolled.rounds, self.teacher_epochs or (0, 0)
+        if first > last:
+            return "teacher_epochs", f"{first} is after {last}: swap them"
         if own and rounds is not None and own > rounds:
-            return "unrolled.rounds", f"{own} leaves no round to match: lower it, or raise {rounds}"
+            return (
+                "unrolled.rounds",
+                f"{own} leaves no round to match: lower it, or raise rounds: {rounds}",
+            )
         found = require_loss("soft_ce", loss, "learned labels") if own else None
         return found or super().contradiction(loss=loss, epochs=epochs)
 
