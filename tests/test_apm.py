@@ -270,7 +270,9 @@ def test_epochs_that_the_teachers_do_not_have_are_refused(pool, teachers):
     ):
         plus(teacher_epochs=[1, 3]).start(job_of(Digits(), teachers))
     with pytest.raises(ConfigError, match=r"teacher_epochs: \[2, 1\] are not epochs in ascending"):
-        plus(teacher_epochs=[2, 1]).start(job_of(Digits(), teachers))
+        teachers.require_epochs([2, 1], "teacher_epochs")
+    with pytest.raises(ConfigError, match=r"apm_plus\.teacher_epochs: 2 is after 1: swap them"):
+        plus(teacher_epochs=[2, 1])
     ends = [replace(group, arrays={"parameters": None}) for group in teachers.artifacts]
     with pytest.raises(ConfigError, match=r"teacher_epochs: its teachers need snapshots: true"):
         plus(teacher_epochs=[1, 2]).start(job_of(Digits(), replace(teachers, artifacts=ends)))
