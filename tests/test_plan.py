@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from apm_core.errors import ConfigError
 from apm_core.settings import plan as module
-from apm_core.settings.method import methods, ready_entries
+from apm_core.settings.method import Conditions, methods, ready_entries
 from apm_core.settings.plan import ALGORITHM, Plan
 from apm_core.settings.run import RunSettings
 from apm_core.settings.schema import schema_of
@@ -197,7 +197,7 @@ def changed(changes: dict[str, Any], before: dict[tuple[str, ...], str] = BEFORE
 FIXED = [
     f"methods.{name}.recipe.loss"
     for name, one in methods().items()
-    if one.labels_of == "classes" or one.contradiction(loss="kl", epochs=100)
+    if one.labels_of == "classes" or one.contradiction(Conditions(loss="kl", epochs=100))
 ]
 
 

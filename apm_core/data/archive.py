@@ -84,8 +84,6 @@ def _unzip(source: Path, folder: Path) -> None:
                     "make the archive again"
                 )
         archive.extractall(folder)
-        for (
-            member
-        ) in archive.infolist():  # as tar does: by times it is seen what is decoded already
+        for member in archive.infolist():  # times tell a later run what is decoded already
             changed = time.mktime((*member.date_time, 0, 0, -1))
             os.utime(folder / member.filename, (changed, changed))

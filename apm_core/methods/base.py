@@ -24,7 +24,7 @@ from apm_core.runtime import store
 from apm_core.runtime.device import Compute
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Progress, silent
-from apm_core.settings.method import MethodSettings
+from apm_core.settings.method import Conditions, MethodSettings
 from apm_core.training.recipe import Recipe
 from apm_core.training.teacher_pool import TeacherPool
 
@@ -112,8 +112,8 @@ class Configured:
 
     def __init__(self, settings: MethodSettings, *, name: str, recipe: Recipe | None) -> None:
         self.settings, self.name, self.recipe = settings, name, recipe
-        loss, epochs = (recipe.loss, recipe.passes - 1) if recipe else (None, None)
-        if found := settings.contradiction(loss=loss, epochs=epochs):
+        told = (recipe.loss, recipe.passes - 1) if recipe else (None, None)
+        if found := settings.contradiction(Conditions(*told)):
             key, reason = found
             raise ConfigError(f"{self.key(key)}: {reason}")
 

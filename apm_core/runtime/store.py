@@ -177,9 +177,7 @@ def read_json(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, st
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         content = value.pop("content")
     except FileNotFoundError:
-        raise ArtifactError(
-            f"{path}: there is no such file: check the path, or run snakemake {path}"
-        ) from None
+        raise _missing(path) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}): {_remedy(path)}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -320,9 +318,7 @@ def _opened(path: str | Path) -> Iterator[tuple[zarr.Group, list[str]]]:
     into an ArtifactError.
     """
     if not Path(path).is_file():
-        raise ArtifactError(
-            f"{path}: there is no such file: check the path, or run snakemake {path}"
-        )
+        raise _missing(path)
     try:
         if Path(path).suffix != ".zip" and not _begins_as_zip(path):
             raise ArtifactError(f"{path}: is another kind of file, expected one of apm's .zarr.zip")

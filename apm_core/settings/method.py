@@ -1,5 +1,6 @@
 """Base classes of the methods' settings, and the registry of methods by name."""
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +12,22 @@ from apm_core.settings.training import PoolName, RecipeChanges
 PACKAGE = "settings.methods"
 LabelsOf = Literal["pool", "classes", "own"]  # see MethodSettings
 Contradiction = tuple[str, str]
+LEARNED = "soft_ce", "learned labels"  # the loss of labels that a method learns
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a method's settings have to go with.
+
+    Attributes:
+        loss: of the recipe; None as `epochs` where no network runs.
+        epochs: E of the recipe.
+        rounds: R; None: none are run, or it is not known.
+    """
+
+    loss: str | None
+    epochs: int | None
+    rounds: int | None = None
 
 
 class MethodSettings(Section):
@@ -53,17 +70,17 @@ class MethodSettings(Section):
         """For each setting that selects snapshots of the pool, the last epoch that it selects."""
         return {}
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """The key of a setting that does not go with the others, and why; None: all fit.
+    @property
+    def needed_loss(self) -> tuple[str, str] | None:
+        """The loss that labels of the method's own need, and what labels these are."""
+        return None
 
-        Args:
-            loss: of the recipe; None as `epochs` where no network runs.
-            epochs: E of the recipe.
-            rounds: R; None: none are run, or it is not known.
-        """
-        del loss, epochs, rounds
+    def contradiction(self, conditions: Conditions) -> Contradiction | None:
+        """The key of a setting that does not go with the others, and why; None: all fit."""
+        if self.needed_loss is None or conditions.loss == self.needed_loss[0]:
+            return None
+        wanted, labels = self.needed_loss
+        return "recipe.loss", f"{conditions.loss} does not go with {labels}: set it to {wanted}"
 
     @property
     def most_images(self) -> dict[str, int]:
@@ -94,13 +111,6 @@ class LabelledByPool(Section):
     def labels_of(self) -> LabelsOf:
         """The source of the merged set's labels."""
         return "pool"
-
-
-def require_loss(wanted: str, loss: str | None, labels: str) -> Contradiction | None:
-    """The contradiction of a recipe whose `loss` is not the one `wanted` for `labels`."""
-    if loss == wanted:
-        return None
-    return "recipe.loss", f"{loss} does not go with {labels}: set it to {wanted}"
 
 
 @cache

@@ -10,7 +10,13 @@ from apm_core.errors import ConfigError
 from apm_core.settings.compute import ComputeSettings
 from apm_core.settings.dataset import Dataset
 from apm_core.settings.evaluation import Continual, Evaluation, Nas
-from apm_core.settings.method import IterativeSettings, MethodSettings, methods, ready_entries
+from apm_core.settings.method import (
+    Conditions,
+    IterativeSettings,
+    MethodSettings,
+    methods,
+    ready_entries,
+)
 from apm_core.settings.names import names_in
 from apm_core.settings.product import Product
 from apm_core.settings.schema import check, hint
@@ -213,10 +219,8 @@ class RunSettings(Section):
     def _require_consistency(self, entry: Entry) -> None:
         """Raise ConfigError when settings of `entry` contradict its recipe, rounds or others."""
         recipe = self.recipe_of(entry)
-        found = entry.settings.contradiction(
-            loss=recipe.loss, epochs=recipe.epochs, rounds=self.rounds_of(entry)
-        )
-        if found:
+        conditions = Conditions(recipe.loss, recipe.epochs, self.rounds_of(entry))
+        if found := entry.settings.contradiction(conditions):
             key, reason = found
             raise ConfigError(f"config: methods.{entry.name}.{key}: {reason}")
 

@@ -5,10 +5,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from apm_core.settings.method import (
+    LEARNED,
+    Conditions,
     Contradiction,
     IterativeSettings,
     LabelledByPool,
-    require_loss,
 )
 from apm_core.settings.methods.bptt import Unrolling
 from apm_core.settings.section import Above, AtLeast, BelowOne, Count, Index, setting
@@ -36,13 +37,11 @@ class APMSettings(LabelledByPool, IterativeSettings):
         True, "true: the same images for a whole period; false: as the published code"
     )
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """Checkpoints that do not divide the epochs of students."""
-        del loss, rounds
-        if not epochs % self.checkpoints:
-            return None
+    def contradiction(self, conditions: Conditions) -> Contradiction | None:
+        """Also checkpoints that do not divide the epochs of students."""
+        found, epochs = super().contradiction(conditions), conditions.epochs
+        if found or not epochs % self.checkpoints:
+            return found
         return "checkpoints", f"{self.checkpoints} does not divide recipe.epochs: {epochs}"
 
 
@@ -74,22 +73,21 @@ class APMPlusSettings(APMSettings):
     )
     unrolled: UnrolledRounds = UnrolledRounds()
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """As for APM; epochs of teachers in the wrong order; unrolled rounds that are too many, or
-        whose loss is another.
-        """
-        own, (first, last) = self.unrolled.rounds, self.teacher_epochs or (0, 0)
+    @property
+    def needed_loss(self) -> tuple[str, str] | None:
+        """That of the labels that unrolled rounds learn."""
+        return LEARNED if self.unrolled.rounds else None
+
+    def contradiction(self, conditions: Conditions) -> Contradiction | None:
+        """Also teachers' epochs in the wrong order, and too many unrolled rounds."""
+        own, rounds = self.unrolled.rounds, conditions.rounds
+        first, last = self.teacher_epochs or (0, 0)
         if first > last:
             return "teacher_epochs", f"{first} is after {last}: swap them"
         if own and rounds is not None and own > rounds:
-            return (
-                "unrolled.rounds",
-                f"{own} leaves no round to match: lower it, or raise rounds: {rounds}",
-            )
-        found = require_loss("soft_ce", loss, "learned labels") if own else None
-        return found or super().contradiction(loss=loss, epochs=epochs)
+            reason = f"{own} leaves no round to match: lower it, or raise rounds: {rounds}"
+            return "unrolled.rounds", reason
+        return super().contradiction(conditions)
 
     @property
     def epochs_needed(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from apm_core.settings.method import Contradiction, IterativeSettings, require_loss
+from apm_core.settings.method import LEARNED, Conditions, Contradiction, IterativeSettings
 from apm_core.settings.section import Above, AtLeast, Count, Index, Section, setting
 from apm_core.settings.training import RecipeChanges
 
@@ -26,12 +26,10 @@ class BPTTSettings(Unrolling, IterativeSettings):
 
     batch: Count | None = setting(None, "images of an inner step; null: all of the shard")
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """Another loss than that of learned labels."""
-        del epochs, rounds
-        return require_loss("soft_ce", loss, "learned labels")
+    @property
+    def needed_loss(self) -> tuple[str, str] | None:
+        """That of learned labels."""
+        return LEARNED
 
 
 class ATBPTTSettings(BPTTSettings):
@@ -46,12 +44,10 @@ class ATBPTTSettings(BPTTSettings):
     gain_middle: AtLeast = setting(1.0, "as gain_early, in the middle stage")
     calm_middle: Count = setting(25, "calm periods in a row that end the middle stage")
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """As for BPTT; a spread that leaves no window."""
+    def contradiction(self, conditions: Conditions) -> Contradiction | None:
+        """Also a spread that leaves no window."""
         if self.spread < self.window and self.spread <= self.before:
-            return super().contradiction(loss=loss, epochs=epochs, rounds=rounds)
+            return super().contradiction(conditions)
         return "spread", (
             f"{self.spread} leaves no window of window - spread and window + spread steps: it must"
             f" be below window: {self.window}, and at most before: {self.before}"

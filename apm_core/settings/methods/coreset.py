@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from apm_core.settings.method import Contradiction
+from apm_core.settings.method import Conditions, Contradiction
 from apm_core.settings.methods.random import HARD, RealImagesSettings
 from apm_core.settings.section import Count, Index, setting
 from apm_core.settings.training import PoolName
@@ -85,13 +85,12 @@ class CADSettings(ScoreSettings):
     )
     successive: Several = setting(3, "J: successive epochs of a standard deviation")
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """A window that ends before it begins."""
-        del loss, epochs, rounds
+    def contradiction(self, conditions: Conditions) -> Contradiction | None:
+        """Also a window that ends before it begins."""
         first, last = self.window
-        return ("window", f"{first} is after {last}: swap them") if first > last else None
+        if first > last:
+            return "window", f"{first} is after {last}: swap them"
+        return super().contradiction(conditions)
 
     @property
     def epochs_needed(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from apm_core.settings.method import Contradiction, require_loss
+from apm_core.settings.method import LEARNED, Conditions, Contradiction
 from apm_core.settings.methods.mtt import TrajectorySettings
 from apm_core.settings.section import Above, BelowOne, Count, Index, setting
 from apm_core.settings.training import PoolName, RecipeChanges
@@ -24,11 +24,13 @@ class DATMSettings(TrajectorySettings):
         "correct", "images that the experts classify correctly, or real ones"
     )
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """Another loss than that of learned labels; bounds that leave no epoch."""
-        del epochs, rounds
+    @property
+    def needed_loss(self) -> tuple[str, str] | None:
+        """That of learned labels."""
+        return LEARNED
+
+    def contradiction(self, conditions: Conditions) -> Contradiction | None:
+        """Also bounds that leave no epoch."""
         first, last = self.start_below_first, self.start_below
         if not self.start_from < (last if first is None else first) <= last:
             return "start_from", (
@@ -36,7 +38,7 @@ class DATMSettings(TrajectorySettings):
                 " epoch to start from: the first must be below the second, and the second at most"
                 " the third"
             )
-        return require_loss("soft_ce", loss, "learned labels")
+        return super().contradiction(conditions)
 
 
 class PADSettings(DATMSettings):

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from apm_core.settings.method import Contradiction, IterativeSettings, require_loss
+from apm_core.settings.method import IterativeSettings
 from apm_core.settings.section import Above, Count, setting
 from apm_core.settings.training import Architecture, RecipeChanges
 
@@ -23,12 +23,10 @@ class KernelSettings(IterativeSettings):
     lifetime: Count = setting(100, "steps of a network before a fresh one takes its place")
     lr_network: Above = setting(3e-4, "of the pool's networks, Adam")
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """Another loss than that of centred labels."""
-        del epochs, rounds
-        return require_loss("half_mse", loss, "centred labels")
+    @property
+    def needed_loss(self) -> tuple[str, str] | None:
+        """That of centred labels."""
+        return "half_mse", "centred labels"
 
 
 class FRePoSettings(KernelSettings):

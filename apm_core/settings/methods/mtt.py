@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from apm_core.settings.method import Contradiction, IterativeSettings, require_loss
+from apm_core.settings.method import IterativeSettings
 from apm_core.settings.section import Above, AtLeast, BelowOne, Count, setting
 from apm_core.settings.training import PoolName, RecipeChanges
 
@@ -22,12 +22,10 @@ class TrajectorySettings(IterativeSettings):
         True, "true: the gradient of full unrolling; false: TESLA's approximation"
     )
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """Another loss than that of class indices."""
-        del epochs, rounds
-        return require_loss("ce", loss, "labels that are class indices")
+    @property
+    def needed_loss(self) -> tuple[str, str] | None:
+        """That of class indices."""
+        return "ce", "labels that are class indices"
 
     @property
     def epochs_needed(self) -> dict[str, int]:
@@ -43,13 +41,10 @@ class MTTSettings(TrajectorySettings):
 
     soft_labels: bool = setting(False, "labels by the expert that is to be reached")
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """Another loss than that of the labels."""
-        if self.soft_labels:
-            return require_loss("soft_ce", loss, "soft_labels: true")
-        return super().contradiction(loss=loss, epochs=epochs, rounds=rounds)
+    @property
+    def needed_loss(self) -> tuple[str, str] | None:
+        """That of class indices, or of soft labels."""
+        return ("soft_ce", "soft_labels: true") if self.soft_labels else super().needed_loss
 
 
 class FTDSettings(TrajectorySettings):

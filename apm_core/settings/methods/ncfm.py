@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from apm_core.settings.method import Contradiction
+from apm_core.settings.method import Conditions, Contradiction
 from apm_core.settings.methods.dance import FeatureSettings
 from apm_core.settings.section import Above, AtLeast, BelowOne, Count, setting
 from apm_core.settings.training import RecipeChanges
@@ -31,16 +31,13 @@ class NCFMSettings(FeatureSettings):
     lr_sampler: Above = setting(1e-3, "of the sampler, SGD")
     momentum_sampler: BelowOne = setting(0.5, "of the sampler's steps")
 
-    def contradiction(
-        self, *, loss: str | None, epochs: int | None, rounds: int | None = None
-    ) -> Contradiction | None:
-        """Nothing that is matched; a sampler, which normalises over its frequencies, with one."""
-        del loss, epochs, rounds
+    def contradiction(self, conditions: Conditions) -> Contradiction | None:
+        """Also nothing to match, and a sampler, which normalises over frequencies, with one."""
         if not self.amplitude + self.phase:
             return "phase", "0 with amplitude: 0 leaves nothing to match"
         if self.sampler and self.frequencies < 2:
             return "frequencies", "the sampler needs at least 2"
-        return None
+        return super().contradiction(conditions)
 
 
 METHODS = {
