@@ -177,7 +177,10 @@ def test_a_stopped_command_goes_on_and_says_what_failed(path):
         entries = load(path).get("parts", {}).get("machine")
         return bool(entries) and not failures({"parts": {"machine": entries}})
 
-    first = run(path, "machine", "rounds", start_new_session=True)
+    def heed() -> None:  # a shell has its jobs in the background ignore interrupts
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    first = run(path, "machine", "rounds", start_new_session=True, preexec_fn=heed)
     while not machine_done() and first.poll() is None:
         time.sleep(0.01)
     os.killpg(first.pid, signal.SIGINT)
