@@ -377,6 +377,24 @@ def test_controls_and_sets_with_labels_or_tiles_of_their_own_have_no_control():
     assert not alone & controls.keys()
 
 
+def test_the_control_of_an_entry_has_labels_of_the_same_pool():
+    labels = {"labels": "mean", "label_epoch": 4}
+    entries = ["apm_plus", {"name": "mine", "method": "random", **labels}]
+    assert edited({"distill.methods": entries}).collect().controls == {}
+    entries += [{"name": "other", "method": "apm", **labels}]  # of the teachers that label `mine`
+    assert set(edited({"distill.methods": entries}).collect().controls) == {"other"}
+
+
+def test_learned_labels_are_compared_with_what_their_method_starts_from():
+    labels = {"labels": "mean", "label_epoch": 4, "recipe": {"loss": "soft_ce"}}
+    unrolled = {"name": "apm_plus", "unrolled": {"rounds": 5}, **labels}
+    entries = [unrolled, {"name": "herding", **labels}, {"name": "random", **labels}]
+    assert set(edited({"distill.methods": entries}).collect().controls) == {"herding"}
+    entries.append({"name": "start", "method": "apm_plus", "start_only": True})
+    controls = edited({"distill.methods": entries}).collect().controls
+    assert controls["apm_plus"].entry == "start"
+
+
 def test_the_control_of_an_entry_is_what_it_starts_from():
     entries = [
         "random",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from apm_core.settings.method import MethodSettings
 from apm_core.settings.methods.random import RandomSettings
@@ -23,13 +24,21 @@ class Candidate:
         start_only = getattr(self.settings, "start_only", False)
         return start_only or isinstance(self.settings, RandomSettings)
 
+    @property
+    def learns_labels(self) -> bool:
+        """Whether the method makes labels of its own, in all of its rounds or in the last ones."""
+        return self.merged.labels == "own" or self.settings.needed_loss is not None
+
     def fits(self, other: "Candidate") -> bool:
         """Whether sets of both have labels of the same source, stored in the same form."""
-        if self.merged.labels == "own" and self.method != other.method:
+        if self.learns_labels and self.method != other.method:
             return False
-        fields = {"labels", "label_epoch", "product"}
-        same = self.merged.model_dump(include=fields) == other.merged.model_dump(include=fields)
-        return same and self.tiles == other.tiles
+        return self._form == other._form
+
+    @property
+    def _form(self) -> tuple[Any, ...]:
+        merged = self.merged.model_dump(include={"labels", "label_epoch", "product"})
+        return merged, self.settings.label_pool, self.tiles
 
 
 def control_of(name: str, entries: Mapping[str, Candidate]) -> Control | None:
