@@ -453,6 +453,9 @@ def test_results_that_the_config_does_not_describe_are_refused():
             plan.require_target(*target)
     with pytest.raises(ConfigError, match=message):
         plan.require_target("digits", "10")
+    plan.require_dataset("cifar10")
+    with pytest.raises(ConfigError, match="^digits: the config in use is for cifar10: add --conf"):
+        plan.require_dataset("digits")
 
 
 def test_an_entry_that_the_run_does_not_have_is_refused():

@@ -429,6 +429,11 @@ def test_a_bad_config_is_refused_before_anything_runs(tmp_path, name):
     assert message in failure(tmp_path, "-n", "--", RESULTS, settings=settings)
 
 
+def test_the_data_of_another_set_are_not_made_from_this_config(tmp_path):
+    text = failure(tmp_path, "-n", "--", "results/cifar10.whitening.zarr.zip")
+    assert "cifar10: the config in use is for digits: add --configfile with a preset" in text
+
+
 BAD_DATA = {
     "no folder": (
         {"dataset": {"source": "folder", "data_dir": "nowhere"}},

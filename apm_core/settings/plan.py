@@ -104,14 +104,23 @@ class Plan:
                 found.setdefault(name, []).append(protocol)
         return found
 
+    def require_dataset(self, dataset: str) -> None:
+        """Raise ConfigError unless the run is one on `dataset`."""
+        name = self.settings.dataset.name
+        if dataset != name:
+            raise ConfigError(
+                f"{dataset}: the config in use is for {name}: add --configfile with a preset of"
+                f" {dataset}, or set dataset.name"
+            )
+
     def require_target(self, dataset: str, ipc: str) -> None:
         """Raise ConfigError unless the settings produce results/{dataset}_ipc{ipc}.json."""
         name, number = self.settings.dataset.name, self.settings.ipc
         if (dataset, ipc) != (name, str(number)):
             raise ConfigError(
                 f"results/{dataset}_ipc{ipc}.json: the config in use makes"
-                f" results/{name}_ipc{number}.json: add --configfile"
-                f" presets/{dataset}_ipc{ipc}.yaml, or set dataset.name and ipc"
+                f" results/{name}_ipc{number}.json: add --configfile with a preset of it, or set"
+                " dataset.name and ipc"
             )
 
     @property

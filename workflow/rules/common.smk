@@ -46,6 +46,12 @@ def gpus(wildcards):
     return gpus_of(SETTINGS.compute, local=workflow.local_exec)
 
 
+def data_settings(wildcards):
+    """The settings of the data artifact, which the config makes for its own data set alone."""
+    PLAN.require_dataset(wildcards.dataset)
+    return PLAN.prepare().text
+
+
 def pool_files(pool):
     """The groups of a pool of networks trained on the full data."""
     return expand(

@@ -10,7 +10,7 @@ rule prepare:
         mem_mb=growing(16000),
         runtime=growing(60),
     params:
-        settings=PLAN.prepare().text,
+        settings=data_settings,
     script:
         "../scripts/prepare.py"
 
@@ -31,6 +31,6 @@ rule whitening:
         mem_mb=growing(16000),
         runtime=growing(30),
     params:
-        settings=PLAN.prepare().text,
+        settings=data_settings,
     script:
         "../scripts/whitening.py"
