@@ -454,7 +454,7 @@ def test_results_that_the_config_does_not_describe_are_refused():
     with pytest.raises(ConfigError, match=message):
         plan.require_target("digits", "10")
     plan.require_dataset("cifar10")
-    with pytest.raises(ConfigError, match="^digits: the config in use is for cifar10: add --conf"):
+    with pytest.raises(ConfigError, match=r"^digits: the config in use is for cifar10: add"):
         plan.require_dataset("digits")
 
 

@@ -260,7 +260,7 @@ def test_settings_load_without_torch():
         ),
         (
             {"distill.methods": ["herding", {"name": "early", "method": "el2n"}]},
-            "methods.early.epoch: it needs networks as after epoch 10: set teachers.snapshots:",
+            "distill.methods.1.epoch: it needs networks as after epoch 10: set teachers.snapshots:",
         ),
         (
             {"evaluate.overrides": {"alexnet": {"epochs": 3}}},
@@ -280,7 +280,7 @@ def test_settings_load_without_torch():
         ),
         (
             {"distill.methods": [{"name": "random", "labels": "classes"}]},
-            "methods.random.recipe.loss: l1 does not go with labels that are class indices: set it",
+            "distill.methods.0.recipe.loss: l1 does not go with labels that are class indices: set",
         ),
         (
             {"distill.methods": ["apm"], "methods": {"apm": {"recipe": {"loss": "ce"}}}},
@@ -288,23 +288,39 @@ def test_settings_load_without_torch():
         ),
         ({"evaluate": {True: 1}}, "evaluate.True: there is no such key"),
         (
+            {"distill.methods": [{"name": "apm", True: 1}]},
+            "distill.methods.0.True: a key is text: write it in quotes, or correct it",
+        ),
+        (
+            {"distill.methods": ["apm", {"method": "apm"}]},
+            "distill.methods.1: 'name' is a required property; An entry with a name",
+        ),
+        (
+            {"distill.methods": [{"name": "A-B", "method": "apm"}]},
+            "distill.methods.0.name: 'A-B' does not match '^[a-z][a-z0-9_]*$'; names the files",
+        ),
+        ({"distill.methods": [5]}, "distill.methods.0: 5 is not of type 'string' or 'object'"),
+        (
             {"distill.methods": [{"name": "apm", "checkpoints": 7}]},
-            "methods.apm.checkpoints: 7 does not divide recipe.epochs: 250",
+            "distill.methods.0.checkpoints: 7 does not divide recipe.epochs: 250",
         ),
         (
             {"distill.methods": [{"name": "apm_plus", "teacher_epochs": [4, 2]}]},
-            "methods.apm_plus.teacher_epochs: 4 is after 2: swap them",
+            "distill.methods.0.teacher_epochs: 4 is after 2: swap them",
         ),
         (
             {"distill.methods": [{"name": "few", "method": "bptt", "recipe": {"loss": "l1"}}]},
-            "methods.few.recipe.loss: l1 does not go with learned labels: set it to soft_ce",
+            "distill.methods.0.recipe.loss: l1 does not go with learned labels: set it to soft_ce",
         ),
         (
             {"distill.methods": [{"name": "tesla", "soft_labels": True}]},
-            "methods.tesla.recipe.loss: ce does not go with soft_labels: true: set it to soft_ce",
+            "distill.methods.0.recipe.loss: ce does not go with soft_labels: true: set it",
         ),
-        ({"distill.methods": [{"name": "at_bptt", "spread": 50}]}, "methods.at_bptt.spread: 50"),
-        ({"distill.methods": [{"name": "datm", "start_from": 50}]}, "methods.datm.start_from: 50"),
+        ({"distill.methods": [{"name": "at_bptt", "spread": 50}]}, "distill.methods.0.spread: 50"),
+        (
+            {"distill.methods": [{"name": "datm", "start_from": 50}]},
+            "distill.methods.0.start_from: 50",
+        ),
         (
             {
                 "distill.methods": [
@@ -317,7 +333,7 @@ def test_settings_load_without_torch():
                 ],
                 "aligned_teachers.snapshots": True,
             },
-            "methods.apm_plus.unrolled.rounds: 5 leaves no round to match",
+            "distill.methods.0.unrolled.rounds: 5 leaves no round to match",
         ),
         (
             {"distill.methods": ["apm", "random"], "distill.label_epoch": 4},
@@ -325,7 +341,7 @@ def test_settings_load_without_torch():
         ),
         (
             {"distill.methods": [{"name": "apm", "label_epoch": 400}]},
-            "methods.apm.label_epoch: it needs networks as after epoch 400, beyond teachers",
+            "distill.methods.0.label_epoch: it needs networks as after epoch 400, beyond teachers",
         ),
         (
             {"evaluate.overrides": {"vit": {"loss": "ce"}}},
@@ -357,13 +373,15 @@ def test_text_of_the_command_line_is_read_as_what_it_says():
         {
             "distill": {"rounds": "3", "methods": ["apm"]},
             "teachers": {"lr": "0.1", "snapshots": "true"},
-            "dataset": {"resolution": "null"},
+            "dataset": {"resolution": "null", "source": "null"},
+            "methods": {"dm": {"recipe": {"loss": "null"}}},
             "evaluate": {"rates": ["0.5", "1.0"]},
             "compute": {"compile": "off"},
         }
     )
     assert settings.distill.rounds == 3 and settings.teachers.lr == 0.1
     assert settings.teachers.snapshots is True and settings.dataset.resolution is None
+    assert settings.dataset.source is None and settings.methods.dm.recipe.loss is None
     assert settings.evaluate.rates == [0.5, 1.0] and settings.compute.compile == "off"
 
 

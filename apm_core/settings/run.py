@@ -1,7 +1,7 @@
 """All settings of a run, read from its config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
@@ -80,9 +80,13 @@ Methods: type[Section] = create_model(
 
 @dataclass(frozen=True)
 class Entry:
-    """One distilled set of a run: a method with its settings, under a name."""
+    """One distilled set of a run: a method with its settings, under a name.
+
+    `place` is the section of the config that sets it.
+    """
 
     name: str
+    place: str
     method: str
     settings: MethodSettings
 
@@ -135,7 +139,9 @@ class RunSettings(Section):
                 )
             if name in entries:
                 raise ConfigError(f"config: {place}: a second entry has the name {name!r}")
-            entries[name] = self._entry(stated, entries, place)
+            entry = self._entry(stated, entries, place)
+            is_named = not isinstance(item, str)
+            entries[name] = entry if is_named else replace(entry, place=f"methods.{entry.method}")
         return entries
 
     def _entry(self, stated: dict[str, Any], earlier: Mapping[str, Entry], place: str) -> Entry:
@@ -153,7 +159,7 @@ class RunSettings(Section):
             names = list(dict.fromkeys([*methods(), *ready_entries(), *earlier]))
             raise ConfigError(f"config: {place}: there is no method {base!r}; {hint(base, names)}")
         changes = check(changes, type(settings), place)
-        return Entry(name, method, settings.changed(changes))
+        return Entry(name, place, method, settings.changed(changes))
 
     def require_sense(self) -> None:
         """Raise ConfigError when two settings contradict each other."""
@@ -212,7 +218,7 @@ class RunSettings(Section):
         if found:
             kind, wanted = found
             raise ConfigError(
-                f"config: methods.{entry.name}.recipe.loss: {loss} does not go with labels that are"
+                f"config: {entry.place}.recipe.loss: {loss} does not go with labels that are"
                 f" {kind}: set it to {wanted}"
             )
 
@@ -222,7 +228,7 @@ class RunSettings(Section):
         conditions = Conditions(recipe.loss, recipe.epochs, self.rounds_of(entry))
         if found := entry.settings.contradiction(conditions):
             key, reason = found
-            raise ConfigError(f"config: methods.{entry.name}.{key}: {reason}")
+            raise ConfigError(f"config: {entry.place}.{key}: {reason}")
 
     def _require_rates(self) -> None:
         """Raise ConfigError where an override's optimizer would get the rate of another, or its
@@ -245,7 +251,7 @@ class RunSettings(Section):
 
     def _require_epochs(self, entry: Entry) -> None:
         """Raise ConfigError when `entry` needs epochs that its pools do not keep or reach."""
-        own, place = entry.settings, f"methods.{entry.name}"
+        own, place = entry.settings, entry.place
         needed = [(f"{place}.{key}", own.pool, last) for key, last in own.epochs_needed.items()]
         if own.label_pool:
             key, last = f"{place}.label_epoch", own.label_epoch
@@ -272,6 +278,6 @@ class RunSettings(Section):
             if most < needed:
                 of = f" x {tiles} x {tiles} tiles" if tiles > 1 else ""
                 raise ConfigError(
-                    f"config: methods.{entry.name}.{key}: {most} are fewer than the {needed} images"
+                    f"config: {entry.place}.{key}: {most} are fewer than the {needed} images"
                     f" of a class (ipc: {self.ipc}{of}): raise it, or lower ipc or tiles"
                 )

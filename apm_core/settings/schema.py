@@ -84,7 +84,11 @@ def check(config: Any, model: type[BaseModel], *place: str) -> Any:  # noqa: ANN
     config = _read(config, schema, schema)
     errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: list(e.path))
     if errors:
-        raise ConfigError(_one_line(errors[0], place))
+        raise ConfigError(_one_line(_innermost(errors[0]), place))
+    for key in _keys(config, *place):
+        if not isinstance(key[-1], str):
+            full = ".".join(map(str, key))
+            raise ConfigError(f"config: {full}: a key is text: write it in quotes, or correct it")
     for key, value in _leaves(config, *place):
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"config: {key}: {value} is not a finite number")
@@ -112,13 +116,15 @@ def _read(value: Any, node: Mapping[str, Any], root: Schema) -> Any:  # noqa: AN
         return [_read(item, node.get("items", {}), root) for item in value]
     type_ = node.get("type", [])
     types = {type_} if isinstance(type_, str) else set(type_)
-    if not isinstance(value, str) or not types or "string" in types:
+    choices = node.get("enum", [])
+    if not isinstance(value, str) or value in choices or "string" in types:
         return value
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         return value
-    return value if isinstance(parsed, str) else parsed
+    fits = not isinstance(parsed, str) if types else parsed in choices
+    return parsed if fits else value
 
 
 def _leaves(value: Any, *path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
@@ -130,6 +136,21 @@ def _leaves(value: Any, *path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN40
         yield ".".join(path), value
 
 
+def _keys(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401
+    """The path of every key of a mapping in `value`."""
+    if isinstance(value, Mapping | list):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            if isinstance(value, Mapping):
+                yield (*path, key)
+            yield from _keys(item, *path, key)
+
+
+def _innermost(error: Any) -> Any:  # noqa: ANN401 - a ValidationError
+    """What is wrong with the form that a value of several forms has, where its type tells which."""
+    inside = [one for one in error.context or () if one.validator != "type" or one.path]
+    return _innermost(inside[0]) if inside else error
+
+
 def _one_line(error: Any, place: tuple[str, ...]) -> str:  # noqa: ANN401 - a ValidationError
     key = ".".join([*place, *(str(part) for part in error.absolute_path)])
     if error.validator == "additionalProperties":
@@ -138,6 +159,9 @@ def _one_line(error: Any, place: tuple[str, ...]) -> str:  # noqa: ANN401 - a Va
         full = f"{key}.{unknown}" if key else unknown
         return f"config: {full}: there is no such key; {hint(str(unknown), keys)}"
     reason = error.message
+    if error.context:
+        types = " or ".join(repr(one.validator_value) for one in error.context)
+        reason = f"{error.instance!r} is not of type {types}"
     if len(reason) > LONGEST:  # it quotes the value
         reason = f"{reason[: LONGEST // 2]} ... {reason[-LONGEST // 2 :]}"
     message = f"config: {key}: {reason}"
