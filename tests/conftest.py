@@ -16,6 +16,7 @@ from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.dataset import Images
 from apm_core.settings.stages import (
+    Demands,
     DistillSettings,
     MergeSettings,
     PoolSettings,
@@ -152,7 +153,7 @@ def digits_settings():
 def digits(tmp_path_factory, digits_settings):
     """Whitened digits: 1,438 training and 359 test images, about, of 8 x 8 pixels."""
     path = tmp_path_factory.mktemp("digits") / "data.zarr.zip"
-    return prepare(path, digits_settings, ipc=2, networks=[Network()])
+    return prepare(path, digits_settings, demands=Demands(2, [Network()]))
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,24 @@
 """The loop around a method, and real shards of APM: interrupted, resumed, cut in segments."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from apm_core import methods as library
 from apm_core.errors import ConfigError, DivergenceError
 from apm_core.methods.base import Job, Method, OneShot, Shard, Update
 from apm_core.methods.history import POINTS, SNAPSHOTS, History, Recorder, shown
 from apm_core.methods.movers import Momentum, State
 from apm_core.methods.selection import random_real
+from apm_core.nets.spec import Spec
 from apm_core.runtime import store, streams
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
-from apm_core.settings.method import MethodSettings
+from apm_core.settings.method import MethodSettings, methods
+from apm_core.settings.plan import Plan
 from apm_core.settings.run import RunSettings
 from apm_core.settings.stages import DistillSettings
 from apm_core.stages.distill import distill, distill_shard
@@ -366,6 +370,25 @@ def test_a_method_without_rounds_is_asked_once_and_given_all_that_a_job_has(
 
     distill_shard(tmp_path / "b", settings, 1, digits, None, run)
     assert shown[2:] == [(2, 2, {"share": 1.0})], "what was saved is there"
+
+
+@pytest.mark.parametrize("name", methods())
+def test_a_method_says_whether_it_reads_embeddings(name, digits, teachers, cpu, tmp_path):
+    config = {
+        "distill": {"methods": [name]},
+        "teachers": {"network": "alexnet", "width": None, "snapshots": True},
+        "ipc": 1,
+    }
+    settings = Plan(RunSettings.of(config)).distill(name)
+    spec = Spec("alexnet", digits.shape)
+    pool = replace(teachers, spec=spec, net=spec.network(cpu.device), artifacts=())
+    method = library.build(settings)
+    job = Job(digits, pool, cpu, ipc=1, shard=0, rounds=1, seed=0, network=spec)
+    start = method.make if isinstance(method, OneShot) else method.attach
+    with pytest.raises(Exception) as found:  # of those that need more than this
+        start(job)
+        raise ConfigError("none")
+    assert ("has no embedding" in str(found.value)) is methods()[name].embeds, found.value
 
 
 def test_unknown_method_is_refused_with_those_that_exist():

@@ -9,7 +9,7 @@ from apm_core.data import whitening_file
 from apm_core.errors import ArtifactError
 from apm_core.runtime import store, streams
 from apm_core.runtime.run import Run
-from apm_core.settings.stages import DistillSettings
+from apm_core.settings.stages import Demands, DistillSettings
 from apm_core.stages.distill import distill_shard
 from apm_core.stages.merge import merge
 from apm_core.stages.prepare import prepare
@@ -132,7 +132,7 @@ def test_the_content_of_a_set_does_not_depend_on_where_it_lies(
 
 def test_plain_pixels_need_no_whitening_file(merge_settings, digits_settings, cpu, tmp_path):
     settings = digits_settings.changed({"images": {"whitening": "none"}})
-    data = prepare(tmp_path / "data", settings, ipc=1, networks=[])
+    data = prepare(tmp_path / "data", settings, demands=Demands())
     shard = DistillSettings(method="random", options={}, ipc=1)
     distill_shard(tmp_path / "shard", shard, 0, data, None, Run(cpu))
     settings = merge_settings.changed({"labels": "classes", "recipe": {"loss": "ce"}})
@@ -158,7 +158,7 @@ def test_shards_of_other_settings_are_refused(
 def test_shards_of_other_data_are_refused(
     random_files, merge_settings, teachers, digits_settings, cpu, tmp_path
 ):
-    data = prepare(tmp_path / "d", digits_settings.changed({"seed": 1}), ipc=1, networks=[])
+    data = prepare(tmp_path / "d", digits_settings.changed({"seed": 1}), demands=Demands())
     with pytest.raises(ArtifactError, match="this shard was made from another data than"):
         merge(tmp_path / "a", merge_settings, random_files, data, teachers, cpu)
     assert not (tmp_path / "a").exists()

@@ -339,7 +339,7 @@ def test_unknown_architecture():
 )
 def test_settings_of_other_networks(name, key, owners):
     with pytest.raises(
-        ConfigError, match=rf"{key}=3 is a setting of {owners}: remove it for {name}"
+        ConfigError, match=rf"{key}=3 is a setting of {owners}: set it to null for {name}"
     ):
         build(name, CIFAR, **{key: 3})
 
@@ -358,7 +358,7 @@ def test_whether_a_network_fits_is_told_without_drawing_weights(name):
 
 def test_settings_that_do_not_fit_are_refused_before_anything_is_built():
     require_fit("convnet", CIFAR, width=8, depth=2)
-    with pytest.raises(ConfigError, match="width=8 is a setting of convnet and resnet18: remove"):
+    with pytest.raises(ConfigError, match="width=8 is a setting of convnet and resnet18: set it"):
         require_fit("vgg11", CIFAR, width=8)
     with pytest.raises(ConfigError, match="depth=6 halves 32 px to nothing"):
         require_fit("convnet", CIFAR, depth=6)

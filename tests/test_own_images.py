@@ -22,7 +22,7 @@ from apm_core.methods.base import Job
 from apm_core.methods.selection.random_real import RandomReal
 from apm_core.settings.dataset import Images
 from apm_core.settings.methods.random import RandomSettings
-from apm_core.settings.stages import PrepareSettings
+from apm_core.settings.stages import Demands, PrepareSettings
 from apm_core.stages.prepare import prepare
 
 
@@ -139,7 +139,7 @@ def test_damaged_files_are_left_out_on_demand(damaged):
 
 def test_what_was_left_out_is_recorded(damaged, tmp_path):
     images = Images(source="folder", data_dir=str(damaged), skip_unreadable=True)
-    data = prepare(tmp_path / "d.zarr.zip", PrepareSettings(images=images), ipc=1, networks=[])
+    data = prepare(tmp_path / "d.zarr.zip", PrepareSettings(images=images), demands=Demands())
     assert sum("left out" in one for one in data.artifact.info["warnings"]) == 3
     assert data.artifact.settings["images"]["skip_unreadable"] is True
     done = CliRunner().invoke(main, ["doctor", str(damaged), "--skip-unreadable"])
@@ -163,7 +163,7 @@ def test_permissions_that_are_not_given_leave_the_settings_as_they_were():
 
 def prepared(pets: Path, tmp_path: Path, *, oversample: bool):
     images = Images(source="folder", data_dir=str(pets), oversample=oversample, whitening="none")
-    return prepare(tmp_path / "d.zarr.zip", PrepareSettings(images=images), ipc=12, networks=[])
+    return prepare(tmp_path / "d.zarr.zip", PrepareSettings(images=images), demands=Demands(12))
 
 
 def test_a_small_class_repeats_its_images_on_demand(pets, tmp_path, cpu):

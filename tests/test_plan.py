@@ -236,6 +236,19 @@ def test_images_have_to_fit_every_architecture_that_is_trained():
     assert sorted(names) == ["alexnet", "convnet", "convnet", "resnet18", "vgg11"]
 
 
+def test_what_entries_ask_of_the_images_is_known_before_they_are_prepared():
+    entries = ["apm", {"name": "mine", "method": "apm", "tiles": 3}, "dm", "frepo", "grand"]
+    entries.append({"name": "theirs", "method": "imported", "tiles": 4})
+    changes = {"teachers.network": "vgg11", "teachers.width": None, "distill.tiles": 2}
+    networks = {"methods.frepo.network": "frepo_conv"}
+    demands = edited({"distill.methods": entries, **changes, **networks}).demands
+    assert demands.images_per_class == 50 * 9
+    own = {"distill.methods.1.tiles": 3, "distill.methods.5.tiles": 4}
+    assert demands.tiles == {"distill.tiles": 2} | own
+    readers = {"methods.dm": "vgg11", "methods.frepo": "frepo_conv", "methods.grand": "vgg11"}
+    assert demands.embedding == readers
+
+
 def test_exceptions_are_keys():
     assert set(EXCEPTIONS) | set(SPECIAL) <= set(SETTINGS)
 

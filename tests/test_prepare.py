@@ -19,7 +19,7 @@ from apm_core.errors import ArtifactError, ConfigError, DataError
 from apm_core.nets.base import Shape
 from apm_core.runtime import streams
 from apm_core.settings.dataset import Images
-from apm_core.settings.stages import PrepareSettings
+from apm_core.settings.stages import Demands, PrepareSettings
 from apm_core.settings.training import Network
 from apm_core.stages.prepare import DECODED, prepare
 
@@ -47,9 +47,9 @@ def test_the_artifact_holds_the_pixels_and_the_whitening(digits, digits_settings
 
 
 def test_seed_and_share_decide_the_split(tmp_path, digits, digits_settings):
-    other = prepare(tmp_path / "a", digits_settings.changed({"seed": 1}), ipc=1, networks=[])
+    other = prepare(tmp_path / "a", digits_settings.changed({"seed": 1}), demands=Demands())
     larger = digits_settings.changed({"images": {"test_fraction": 0.5}})
-    half = prepare(tmp_path / "b", larger, ipc=1, networks=[])
+    half = prepare(tmp_path / "b", larger, demands=Demands())
     assert other.artifact.content != digits.artifact.content
     assert len(half.artifact.arrays["test_labels"]) == pytest.approx(1797 / 2, abs=6)
 
@@ -109,11 +109,11 @@ def test_shards_are_drawn_by_the_seed_not_by_the_order_of_the_files(tmp_path, di
 def test_too_many_images_per_class_are_refused_before_and_after(tmp_path, digits, digits_settings):
     smallest = np.bincount(digits.artifact.arrays["train_labels"]).min()
     digits.shard(smallest, 0)
-    message = rf"class '\d' has only {smallest} training images: lower the images per class"
+    message = rf"class '\d' has only {smallest} training images: lower ipc or tiles"
     with pytest.raises(
         DataError, match=f"{smallest + 1} images per class are asked for.*{message}"
     ):
-        prepare(tmp_path / "a", digits_settings, ipc=smallest + 1, networks=[])
+        prepare(tmp_path / "a", digits_settings, demands=Demands(smallest + 1))
     assert not (tmp_path / "a").exists()
     message = rf"class '\d' has \d+ training images, shard 1 needs {2 * smallest}: lower ipc"
     with pytest.raises(DataError, match=message):
@@ -124,7 +124,7 @@ def test_architectures_that_do_not_fit_are_refused(tmp_path, digits_settings):
     settings = digits_settings.changed({"images": {"resolution": 9}})
     networks = [Network(network=name) for name in ("convnet", "vgg11", "vit")]
     with pytest.raises(ConfigError, match=r"^\w+ cannot read 9x9 images .*\(these can: .*convnet"):
-        prepare(tmp_path / "a", settings, ipc=1, networks=networks)
+        prepare(tmp_path / "a", settings, demands=Demands(1, networks))
     assert not (tmp_path / "a").exists()
 
 
@@ -133,11 +133,11 @@ def test_architectures_that_do_not_fit_are_refused(tmp_path, digits_settings):
     [
         (
             Network(network="vgg11", width=8),
-            "width=8 is a setting of convnet and resnet18: remove it for vgg11",
+            "width=8 is a setting of convnet and resnet18: set it to null for vgg11",
         ),
         (
             Network(network="resnet18", depth=2),
-            "depth=2 is a setting of convnet: remove it for resnet18",
+            "depth=2 is a setting of convnet: set it to null for resnet18",
         ),
         (Network(network="convnet", depth=6), "depth=6 halves 32 px to nothing: use at most 5"),
     ],
@@ -148,13 +148,34 @@ def test_a_width_or_depth_that_an_architecture_does_not_take_is_refused(
     settings = digits_settings.changed({"images": {"resolution": 32, "whitening": "none"}})
     for networks in ([network], [Network(width=4), network]):
         with pytest.raises(ConfigError, match=f"^{message}$"):
-            prepare(tmp_path / "a", settings, ipc=1, networks=networks)
+            prepare(tmp_path / "a", settings, demands=Demands(1, networks))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("demands", "message"),
+    [
+        (
+            Demands(tiles={"distill.tiles": 2, "methods.dm.tiles": 3}),
+            "methods.dm.tiles: 3 does not divide the 8 pixels of a side: choose a divisor",
+        ),
+        (
+            Demands(embedding={"methods.frepo": "convnet", "methods.dm": "vit"}),
+            "methods.dm: vit has no embedding: use convnet or frepo_conv",
+        ),
+    ],
+)
+def test_tiles_and_networks_that_an_entry_cannot_use_are_refused(
+    tmp_path, digits_settings, demands, message
+):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        prepare(tmp_path / "a", digits_settings, demands=demands)
     assert not (tmp_path / "a").exists()
 
 
 def test_channel_constants_are_those_of_the_source(tmp_path, digits_settings):
     settings = digits_settings.changed({"images": {"whitening": "channel"}})
-    data = prepare(tmp_path / "a", settings, ipc=1, networks=[])
+    data = prepare(tmp_path / "a", settings, demands=Demands())
     train = data.artifact.arrays["train_images"] / 255.0
     assert data.whitening.mean.tolist() == pytest.approx([train.mean()], rel=1e-5)
     assert data.whitening.std.tolist() == pytest.approx([train.std()], rel=1e-5)
@@ -181,7 +202,7 @@ def test_held_out_images_of_the_training_split_take_the_place_of_the_test_split(
         }
 
     settings = digits_settings.changed({"images": {"held_out": 0.25}})
-    found = prepare(tmp_path / "a", settings, ipc=2, networks=[])
+    found = prepare(tmp_path / "a", settings, demands=Demands(2))
     assert rows(found, "train", "test") == rows(digits, "train")
     assert not rows(found, "train") & rows(found, "test")
     counts = np.bincount(found.artifact.arrays["test_labels"])
@@ -230,14 +251,14 @@ def decoded_by(monkeypatch, *, most: float = np.inf) -> list:
 
 
 def test_a_killed_run_goes_on_with_the_files_that_are_left(tmp_path, pets, monkeypatch):
-    whole = prepare(tmp_path / "whole/data.zarr.zip", of_pets(pets), ipc=1, networks=[])
+    whole = prepare(tmp_path / "whole/data.zarr.zip", of_pets(pets), demands=Demands())
     path = tmp_path / "work/data.zarr.zip"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         decoded_by(patch, most=33)
-        prepare(path, of_pets(pets), ipc=1, networks=[])
+        prepare(path, of_pets(pets), demands=Demands())
     assert not path.exists()
     again = decoded_by(monkeypatch)
-    found = prepare(path, of_pets(pets), ipc=1, networks=[])
+    found = prepare(path, of_pets(pets), demands=Demands())
     assert len(set(again)) == len(again) and FILES - 33 <= len(again) < FILES - 10
     assert found.artifact.content == whole.artifact.content
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -248,16 +269,16 @@ def test_what_was_left_of_other_images_is_not_used(tmp_path, pets, monkeypatch, 
     path, resolution = tmp_path / "work/data.zarr.zip", 8
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         decoded_by(patch, most=FILES - 1)
-        prepare(path, of_pets(pets), ipc=1, networks=[])
+        prepare(path, of_pets(pets), demands=Demands())
     if change == "file":
         Image.new("RGB", (8, 8), "red").save(pets / "train/cat/4.png")
     else:
         resolution = 16
     assert len(list((path.parent / DECODED).iterdir())) == 2
     again = decoded_by(monkeypatch)
-    found = prepare(path, of_pets(pets, resolution), ipc=1, networks=[])
+    found = prepare(path, of_pets(pets, resolution), demands=Demands())
     assert len(again) == FILES
-    fresh = prepare(tmp_path / "data.zarr.zip", of_pets(pets, resolution), ipc=1, networks=[])
+    fresh = prepare(tmp_path / "data.zarr.zip", of_pets(pets, resolution), demands=Demands())
     assert found.artifact.content == fresh.artifact.content
 
 
@@ -265,14 +286,14 @@ def test_files_that_are_left_out_do_not_cost_the_others(tmp_path, pets, monkeypa
     (pets / "train/cat/10.png").write_bytes(b"no image")
     path, settings = tmp_path / "work/data.zarr.zip", of_pets(pets)
     with pytest.raises(DataError, match="skip_unreadable"):
-        prepare(path, settings, ipc=1, networks=[])
+        prepare(path, settings, demands=Demands())
     assert not list((path.parent / DECODED).glob("*.kept"))  # no copy for a set that is refused
     again = decoded_by(monkeypatch)
     skipping = settings.changed({"images": {"skip_unreadable": True}})
-    found = prepare(path, skipping, ipc=1, networks=[]).artifact
+    found = prepare(path, skipping, demands=Demands()).artifact
     assert not again and len(found.info["warnings"]) == 1
     (pets / "train/cat/10.png").unlink()
-    clean = prepare(tmp_path / "data.zarr.zip", settings, ipc=1, networks=[]).artifact
+    clean = prepare(tmp_path / "data.zarr.zip", settings, demands=Demands()).artifact
     assert found.content == clean.content
 
 
@@ -283,21 +304,21 @@ def test_a_full_disk_is_told_before_anything_is_decoded(tmp_path, pets, monkeypa
     monkeypatch.setattr(os, "posix_fallocate", full)
     again = decoded_by(monkeypatch)
     with pytest.raises(DataError, match=r"pixels: cannot be written \(No space.* 1.2e-05 GB, or"):
-        prepare(tmp_path / "data.zarr.zip", of_pets(pets), ipc=1, networks=[])
+        prepare(tmp_path / "data.zarr.zip", of_pets(pets), demands=Demands())
     assert not again
 
 
 LIMITED = """
 import resource, sys
-from apm_core.settings.stages import PrepareSettings
+from apm_core.settings.stages import Demands, PrepareSettings
 from apm_core.stages.prepare import prepare
 
 settings = PrepareSettings.read(sys.argv[2])
-prepare(sys.argv[3], settings.changed({"images": {"resolution": 8}}), ipc=1, networks=[])
+prepare(sys.argv[3], settings.changed({"images": {"resolution": 8}}), demands=Demands())
 held = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmData"))
 most = held * 1024 + int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-prepare(sys.argv[4], settings, ipc=1, networks=[])
+prepare(sys.argv[4], settings, demands=Demands())
 """
 
 

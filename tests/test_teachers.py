@@ -12,6 +12,7 @@ from apm_core.nets.spec import Spec
 from apm_core.runtime import store, streams
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
+from apm_core.settings.stages import Demands
 from apm_core.stages.prepare import prepare
 from apm_core.stages.teachers import train_group
 from apm_core.training.recipe import teacher_recipe
@@ -139,7 +140,7 @@ def test_a_loaded_teacher_takes_no_gradient_and_does_not_change_the_pool(teacher
 
 
 def test_teachers_of_other_data_are_refused(teacher_files, digits_settings, cpu, tmp_path):
-    other = prepare(tmp_path / "a", digits_settings.changed({"seed": 1}), ipc=1, networks=[])
+    other = prepare(tmp_path / "a", digits_settings.changed({"seed": 1}), demands=Demands())
     message = f"{teacher_files[0]}: this teachers was made from another data than {tmp_path}/a"
     with pytest.raises(ArtifactError, match=message):
         TeacherPool.open(teacher_files, other, cpu)

@@ -38,7 +38,7 @@ def examine(
     if too_small and not oversample:
         raise DataError(
             f"{ipc} images per class are asked for but class {names[smallest]!r} has only "
-            f"{counts[smallest]} training images: lower the images per class, add images or set "
+            f"{counts[smallest]} training images: lower ipc or tiles, add images or set "
             "dataset.oversample"
         )
     warnings = _duplicates(dataset)

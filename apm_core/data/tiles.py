@@ -24,6 +24,15 @@ def are_whitened(stored: Tensor, factor: int) -> bool:
     return factor == 1 and stored.is_floating_point()
 
 
+def require_division(key: str, factor: int, side: int) -> None:
+    """Raise ConfigError, naming `key`, unless `factor` tiles divide a side of `side` pixels."""
+    if side % factor:
+        raise ConfigError(
+            f"{key}: {factor} does not divide the {side} pixels of a side: choose a divisor, or set"
+            " dataset.resolution"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Tiles:
     """The map between stored images and the images that networks see.
@@ -43,11 +52,7 @@ class Tiles:
 
     def require_fit(self, side: int) -> None:
         """Raise ConfigError unless the tiles divide images of `side` pixels."""
-        if side % self.factor:
-            raise ConfigError(
-                f"tiles: {self.factor} does not divide the {side} pixels of a side: choose a"
-                " divisor, or set dataset.resolution"
-            )
+        require_division("tiles", self.factor, side)
 
     def decode(self, stored: Tensor) -> Tensor:
         """The images (N * t * t, C, S, S), whitened, of stored ones (N, C, S, S): floating point in

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apm_core.data.prepared import PreparedData
 from apm_core.data.tiles import Tiles
@@ -237,12 +237,6 @@ class Method(Configured, ABC):
 def are_finite(figures: dict[str, float]) -> bool:
     """Whether all figures are finite; where not, the method has diverged."""
     return all(map(math.isfinite, figures.values()))
-
-
-def require_embedding(key: str, spec: Spec, module: nn.Module) -> None:
-    """Raise ConfigError, naming `key`, unless `module` has an `embed`."""
-    if not hasattr(module, "embed"):
-        raise ConfigError(f"{key}: {spec.name} has no embedding: use convnet")
 
 
 def require_batch(key: str, batch: int | None, images: Tensor) -> None:

@@ -8,10 +8,11 @@ that the mean embeddings meet (Eq. 6, with siamese augmentation). Published: 20,
 import torch
 from torch import Tensor
 
-from apm_core.methods.base import Job, Method, Update, require_embedding
+from apm_core.methods.base import Job, Method, Update
 from apm_core.methods.movers import Momentum, State
 from apm_core.methods.passes import FORWARD, TO_IMAGES, Extent, Passes
 from apm_core.methods.shared.real_classes import RealClasses
+from apm_core.nets import require_embedding
 from apm_core.settings.methods.dm import DMSettings
 from apm_core.training import augment
 from apm_core.training.recipe import Recipe
@@ -46,7 +47,7 @@ class DM(Method):
         self.job, self.real = job, RealClasses(job)
         self.net = job.spec.network(job.compute.device)
         self.net.module.requires_grad_(False)
-        require_embedding(f"methods.{self.name}", job.spec, self.net.module)
+        require_embedding(f"methods.{self.name}", job.spec.name)
 
     def step(self, state: State, index: int) -> Update:
         """Match the mean embedding of the real images of each class."""

@@ -40,6 +40,13 @@ def require_fit(
         build(name, shape, width=width, depth=depth)
 
 
+def require_embedding(key: str, name: str, net: nn.Module | None = None) -> None:
+    """Raise ConfigError, naming `key`, unless `net` (None: architecture `name`) has an `embed`."""
+    if not hasattr(net or _class(name), "embed"):
+        owners = [other for other in names_in(FOLDER) if hasattr(_class(other), "embed")]
+        raise ConfigError(f"{key}: {name} has no embedding: use {' or '.join(owners)}")
+
+
 def build(
     name: str, shape: Shape, *, width: int | None = None, depth: int | None = None
 ) -> nn.Module:
@@ -55,7 +62,7 @@ def build(
         owners = takers(key)
         if name not in owners:
             listing = " and ".join(owners)
-            raise ConfigError(f"{key}={value} is a setting of {listing}: remove it for {name}")
+            raise ConfigError(f"{key}={value} is a setting of {listing}: set it to null for {name}")
     return _class(name)(shape, **sizes)
 
 

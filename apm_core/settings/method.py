@@ -38,12 +38,16 @@ class MethodSettings(Section):
         pool: the pool of networks that it distils from, if any.
         labels_of: who labels its images: "pool", its teachers when the shards are merged;
             "classes", the class indices; "own", the method itself.
+        from_real: whether it takes real images of each class, as many as it makes.
+        embeds: whether it reads what the head of a network reads, so that this must be accessible.
         trains: whether networks run while it distils, so that recipe, architecture and precision
             decide its result; those that only look at images in plain float32 do not count.
     """
 
     implementation: ClassVar[str]
     pool: ClassVar[PoolName | None] = None
+    from_real: ClassVar[bool] = True
+    embeds: ClassVar[bool] = False
     trains: ClassVar[bool] = True
 
     recipe: RecipeChanges = RecipeChanges()

@@ -20,6 +20,7 @@ from apm_core.settings.stages import (
     CollectSettings,
     ContinualSettings,
     Control,
+    Demands,
     DistillSettings,
     EvaluateSettings,
     MergeSettings,
@@ -129,6 +130,21 @@ class Plan:
         trained = sorted(self.settings.evaluate.trained)
         own = [told.network for told in map(self.distill, self.entries) if told.network]
         return [self._network(self.settings.teachers.network), *map(self._evaluated, trained), *own]
+
+    @property
+    def demands(self) -> Demands:
+        """What the run asks of the images."""
+        ipc, teacher = self.settings.ipc, self.settings.teachers.network
+        taken, tiles, embedding = [1], {}, {}
+        for name, entry in self.entries.items():
+            told = self.distill(name)
+            if entry.settings.from_real:
+                taken.append(ipc * told.tiles**2)
+            own = entry.settings.tiles is not None
+            tiles[f"{entry.place}.tiles" if own else "distill.tiles"] = told.tiles
+            if entry.settings.embeds:
+                embedding[entry.place] = told.network.network if told.network else teacher
+        return Demands(max(taken), self.networks, tiles, embedding)
 
     def prepare(self) -> PrepareSettings:
         """The settings of the data stage."""

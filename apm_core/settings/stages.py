@@ -5,6 +5,8 @@ changed. `apm_core/settings/plan.py` derives them from the settings of a run.
 """
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from apm_core.settings.compute import Precision
@@ -59,6 +61,23 @@ class PrepareSettings(StageSettings):
         permissions = ("skip_unreadable", "oversample")
         refused = {name for name in permissions if not getattr(self.images, name)}
         return self.model_dump(mode="json", exclude={"images": refused})
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What later stages ask of the images.
+
+    Attributes:
+        images_per_class: as many as any entry takes.
+        networks: the architectures that have to read them.
+        tiles: along a side of a stored image, by the key that says so.
+        embedding: architectures that have to offer an embedding, by the section of their reader.
+    """
+
+    images_per_class: int = 1
+    networks: Sequence[Network] = ()
+    tiles: Mapping[str, int] = field(default_factory=dict)
+    embedding: Mapping[str, str] = field(default_factory=dict)
 
 
 class PoolSettings(StageSettings):

@@ -7,7 +7,7 @@ from pathlib import Path
 from apm_core.nets.spec import Spec
 from apm_core.runtime.device import Compute
 from apm_core.settings.dataset import Images
-from apm_core.settings.stages import PrepareSettings
+from apm_core.settings.stages import Demands, PrepareSettings
 from apm_core.settings.training import Network, PoolTraining
 from apm_core.stages.prepare import prepare
 from apm_core.training.inference import accuracy
@@ -35,7 +35,7 @@ def figures(images: Images, width: int, epochs: int, compute: Compute) -> Figure
     network, seconds, accuracies = Network(width=width), [], []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.zarr.zip"
-        data = prepare(path, PrepareSettings(images=images), ipc=1, networks=[network])
+        data = prepare(path, PrepareSettings(images=images), demands=Demands(1, [network]))
         train, test = (data.examples(split, compute) for split in ("train", "test"))
         spec = Spec.of(network, data.shape)
     recipe = teacher_recipe(PoolTraining(epochs=epochs))

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job(snakemake, PrepareSettings) as this:
-    plan = Plan(this.config)
-    data = prepare(
-        snakemake.output.data, this.settings, ipc=this.config.ipc, networks=plan.networks
-    )
+    data = prepare(snakemake.output.data, this.settings, demands=Plan(this.config).demands)
     for warning in data.artifact.info["warnings"]:
         this.log(f"warning: {warning}")

@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core.methods.base import Job, Method, require_embedding
+from apm_core.methods.base import Job, Method
 from apm_core.methods.movers import State
 from apm_core.methods.passes import FORWARD, TO_IMAGES, Extent, Passes
 from apm_core.methods.shared.real_classes import RealClasses, siamese
+from apm_core.nets import require_embedding
 from apm_core.runtime import streams
 from apm_core.settings.methods.dance import FeatureSettings
 from apm_core.training import augment
@@ -64,7 +65,7 @@ class InterpolatedFeatures(Method):
     def attach(self, job: Job) -> None:
         """Load the real images; raises ConfigError when the teachers have no embedding."""
         self.job, self.net = job, job.teachers.net
-        require_embedding(f"methods.{self.name}", job.spec, self.net.module)
+        require_embedding(f"methods.{self.name}", job.spec.name)
         self.real = RealClasses(job)
 
     def follow(

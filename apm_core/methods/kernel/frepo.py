@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from apm_core.methods.base import Job, Method, Shard, Update, require_embedding
+from apm_core.methods.base import Job, Method, Shard, Update
 from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.movers import Lamb, State
 from apm_core.methods.passes import FORWARD, TO_IMAGES, TRAINED, Extent, Passes
+from apm_core.nets import require_embedding
 from apm_core.nets.architectures.frepo_conv import FRePoConv
 from apm_core.nets.flat import FlatNet
 from apm_core.nets.spec import Spec
@@ -81,7 +82,7 @@ class FRePo(Method):
         self.job = job
         self.build = lambda: distillation_network(job.spec)
         self.net = FlatNet(self.build().to(job.compute.device))
-        require_embedding(self.key("network"), job.spec, self.net.module)
+        require_embedding(self.key("network"), job.spec.name)
         self.real = job.data.examples("train", job.compute)
 
     def step(self, state: State, index: int) -> Update:

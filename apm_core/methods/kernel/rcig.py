@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apm_core.methods.base import Job, Method, Shard, Update, require_embedding
+from apm_core.methods.base import Job, Method, Shard, Update
 from apm_core.methods.kernel import network_pool, ridge
 from apm_core.methods.kernel.frepo import LARGEST_BATCH, centred
 from apm_core.methods.kernel.implicit import (
@@ -40,6 +40,7 @@ from apm_core.methods.kernel.implicit import (
     regress,
 )
 from apm_core.methods.movers import AdaBelief, Average, State
+from apm_core.nets import require_embedding
 from apm_core.nets.flat import FlatNet
 from apm_core.runtime import streams
 from apm_core.settings.methods.rcig import RCIGSettings
@@ -91,7 +92,7 @@ class RCIG(Method):
         """Hold the real images, and memory for a network of the pool."""
         self.job = replace(job, compute=job.compute.exact())
         self.build = lambda: WithFeatures(smoothed(job.spec.build(), self.settings.softplus))
-        require_embedding(self.key("network"), job.spec, job.spec.build())
+        require_embedding(self.key("network"), job.spec.name)
         self.net = FlatNet(self.build().to(job.compute.device))
         self.real = job.data.examples("train", job.compute)
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apm_core.methods.base import Job, Shard, require_embedding
+from apm_core.methods.base import Job, Shard
 from apm_core.methods.selection.coreset import BATCH, Coreset
+from apm_core.nets import require_embedding
 from apm_core.settings.methods.coreset import CADSettings
 from apm_core.training.inference import embeddings, logits
 from apm_core.training.recipe import Recipe
@@ -80,7 +81,7 @@ class GraNd(EL2N):
 
     def make(self, job: Job) -> Shard:
         """Raises ConfigError for networks without an embedding, which the last layer reads."""
-        require_embedding(f"methods.{self.name}", job.spec, job.teachers.net.module)
+        require_embedding(f"methods.{self.name}", job.spec.name, job.teachers.net.module)
         return super().make(job)
 
     def lengths(self, job: Job, images: Tensor, c: int) -> Tensor:

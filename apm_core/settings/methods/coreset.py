@@ -58,6 +58,7 @@ class GraNdSettings(EL2NSettings):
     """The norm of early gradients (GraNd; Paul et al., NeurIPS 2021), those of the last layer."""
 
     implementation: ClassVar[str] = "selection.scored:GraNd"
+    embeds: ClassVar[bool] = True
 
 
 class ForgettingSettings(ScoreSettings):

@@ -11,6 +11,7 @@ class FeatureSettings(IterativeSettings):
     """What methods have in common that match features of interpolated teachers."""
 
     pool: ClassVar[PoolName | None] = "teachers"
+    embeds: ClassVar[bool] = True
 
     batch_real: Count = setting(1024, "real images of a class in a round")
     calibration: AtLeast = setting(

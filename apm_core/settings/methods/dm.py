@@ -11,6 +11,7 @@ class DMSettings(IterativeSettings):
     """Distribution matching (Zhao & Bilen, WACV 2023)."""
 
     implementation: ClassVar[str] = "dm:DM"
+    embeds: ClassVar[bool] = True
 
     lr_images: Above = setting(1.0, "step of the images")
     momentum_images: BelowOne = setting(0.5, "of the image steps")

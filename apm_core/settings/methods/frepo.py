@@ -10,6 +10,8 @@ from apm_core.settings.training import Architecture, RecipeChanges
 class KernelSettings(IterativeSettings):
     """What the methods share that solve for a head on the distilled images."""
 
+    embeds: ClassVar[bool] = True
+
     network: Architecture | None = setting(
         None, "architecture to distil with, one with an embedding; null: that of the teachers"
     )

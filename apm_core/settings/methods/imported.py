@@ -12,6 +12,7 @@ class ImportedSettings(MethodSettings):
     """
 
     implementation: ClassVar[str] = "imported:Imported"
+    from_real: ClassVar[bool] = False
     trains: ClassVar[bool] = False
 
     file: str = setting("sets/imported.zarr.zip", "a distilled set with the run's ipc and classes")
