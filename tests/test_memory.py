@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from apm_core.errors import ConfigError, OutOfMemoryError
+from apm_core.methods import dm
 from apm_core.methods.apm import apm as module
 from apm_core.runtime import memory
 from apm_core.runtime.device import Compute
@@ -19,6 +20,7 @@ from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.compute import ComputeSettings
 from apm_core.settings.stages import DistillSettings
+from apm_core.settings.training import Network
 from apm_core.stages.distill import Budget, distill_shard, home_of
 
 CPU = Compute(torch.device("cpu"), compile="off")
@@ -215,6 +217,47 @@ def test_one_image_that_does_not_fit_ends_with_one_line(
         shard(tmp_path / "a", settings, digits, teachers)
     assert "\n" not in str(caught.value) and not (tmp_path / "a").exists()
     assert calls[2:] == [20, 10, 5, 2, 1]
+
+
+@pytest.fixture
+def whole_rounds(recipe_settings):
+    """Settings of a method that has no segments."""
+    options = {"batch_real": 9}
+    recipe = recipe_settings.changed({"loss": "ce"})
+    network = Network(width=4, depth=1)
+    return DistillSettings(
+        method="dm", options=options, ipc=1, rounds=2, recipe=recipe, network=network
+    )
+
+
+def test_a_method_without_segments_ends_when_memory_runs_out(
+    whole_rounds, digits, tmp_path, monkeypatch
+):
+    calls = []
+
+    def full(*_):
+        calls.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(dm.DM, "step", full)
+    message = (
+        r"^distillation: out of memory: lower the batches of the method or teachers\.width, or"
+    )
+    with pytest.raises(OutOfMemoryError, match=message):
+        shard(tmp_path / "a", whole_rounds, digits, None)
+    assert len(calls) == 1
+
+
+def test_a_budget_below_a_round_is_refused_where_a_method_has_no_segments(
+    whole_rounds, digits, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "peak", lambda _: 2 * 10**9)
+    message = r"^compute\.memory_gb: 1 GB is less than the 2 GB of a round: raise it, or lower the"
+    with pytest.raises(ConfigError, match=message):
+        shard(tmp_path / "a", whole_rounds, digits, None, budget=Budget(10**9, "compute.memory_gb"))
+    budget = Budget(3 * 10**9, "compute.memory_gb")
+    _, lines = shard(tmp_path / "a", whole_rounds, digits, None, budget=budget)
+    assert not any("at a time" in line for line in lines)
 
 
 def test_a_budget_picks_the_segment_and_leaves_the_result(

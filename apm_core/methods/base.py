@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -138,11 +139,15 @@ class OneShot(Configured, ABC):
 class Method(Configured, ABC):
     """A method that distils in rounds.
 
-    Attributes: movers, by name, one for each tensor of the state that `step` gives a gradient for;
-    the constructor of the method sets them.
+    Attributes:
+        movers: by name, one for each tensor of the state that `step` gives a gradient for; the
+            constructor of the method sets them.
+        in_segments: whether images pass in the segments of the job, so that smaller ones save
+            memory.
     """
 
     movers: Mapping[str, Mover]
+    in_segments: ClassVar[bool] = False
 
     def passes(self, extent: Extent) -> Passes | None:
         """The work of a round, the mean over all of them; None: it cannot be told beforehand."""
@@ -165,8 +170,9 @@ class Method(Configured, ABC):
         """Compute the gradients and figures of round `index`.
 
         Only `state`, the job and `index` may decide the outcome: a run that resumes here must give
-        the same bits. A round that runs out of memory is done again with smaller segments, so the
-        state must stay as it is until all is computed; caches of a period may be put into it.
+        the same bits. A round `in_segments` that runs out of memory is done again with smaller
+        ones, so the state must stay as it is until all is computed; caches of a period may be put
+        into it.
         """
 
     def finish(self, state: State) -> Shard:

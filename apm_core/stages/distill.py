@@ -11,7 +11,7 @@ from apm_core import methods
 from apm_core.data.prepared import PreparedData
 from apm_core.data.tiles import Tiles
 from apm_core.data.whitening import to_uint8
-from apm_core.errors import DivergenceError, OutOfMemoryError
+from apm_core.errors import ConfigError, DivergenceError, OutOfMemoryError
 from apm_core.methods.base import Job, Method, OneShot, Shard
 from apm_core.methods.history import Recorder, shown
 from apm_core.methods.movers import State
@@ -25,6 +25,7 @@ from apm_core.settings.stages import DistillSettings
 from apm_core.training.teacher_pool import TeacherPool
 
 KIND = "shard"
+LESS_MEMORY = "lower the batches of the method or teachers.width, or raise distill.shards"
 NEAR = 0.7  # of the memory that can be had: peaks of rounds were up to 1.2 times the rehearsal's
 
 
@@ -103,10 +104,12 @@ def distill(
 
 
 def fitted(method: Method, job: Job, state: State, budget: Budget) -> Job:
-    """The job with the largest segment whose rehearsal stays within the budget.
+    """The job with the largest segment whose rehearsal stays within the budget, or as it is where
+    the method has no segments.
 
     It is measured uncompiled, which takes more memory than compiled and no time to compile; on a
     GPU with captured steps, whose memory stays theirs. Afterwards the limit is the allocator's too.
+    Raises ConfigError when the budget is too small.
     """
     plain = replace(job.compute, compile="off")
 
@@ -116,16 +119,23 @@ def fitted(method: Method, job: Job, state: State, budget: Budget) -> Job:
         method.rehearse(state, plain.clock)
         return memory.peak(plain)
 
-    method.attach(replace(job, compute=plain, segment=1))
-    images, _ = method.rehearse(state, plain.clock)
-    most = min(images, job.segment or images)
-    segment, needed = memory.largest_segment(need, most, budget.bytes, budget.key)
-    job.compute.report(
-        f"{budget.key}: {budget.bytes / memory.GB:.3g} GB allow {segment} images at a time, which"
-        f" take {needed / memory.GB:.3g} GB"
-    )
+    allowed = f"{budget.bytes / memory.GB:.3g} GB"
+    if method.in_segments:
+        method.attach(replace(job, compute=plain, segment=1))
+        images, _ = method.rehearse(state, plain.clock)
+        most = min(images, job.segment or images)
+        segment, needed = memory.largest_segment(need, most, budget.bytes, budget.key)
+        job.compute.report(
+            f"{budget.key}: {allowed} allow {segment} images at a time, which take"
+            f" {needed / memory.GB:.3g} GB"
+        )
+        job = replace(job, segment=segment)
+    elif (needed := need(len(state["images"]))) > budget.bytes:
+        raise ConfigError(
+            f"{budget.key}: {allowed} is less than the {needed / memory.GB:.3g} GB of a round:"
+            f" raise it, or {LESS_MEMORY}"
+        )
     memory.limit(budget.bytes, job.compute)
-    job = replace(job, segment=segment)
     method.attach(job)
     return job
 
@@ -158,16 +168,22 @@ def predict(method: Method, job: Job, state: State, rounds: int) -> Job:
 def smaller(method: Method, job: Job, state: State, error: RuntimeError) -> Job:
     """The job with half the segment, attached, after `error` said that memory ran out.
 
-    Raises `error` when it says something else, OutOfMemoryError when the segment is one image.
+    Raises `error` when it says something else, OutOfMemoryError when the segment is one image or
+    the method has no segments.
     """
     if not memory.is_exhausted(error):
         raise error
+    reason = str(error).splitlines()[0]
+    if not method.in_segments:
+        raise OutOfMemoryError(
+            f"distillation: out of memory: {LESS_MEMORY}, or use a larger device ({reason})"
+        ) from error
     images = len(state["images"])
     before = min(job.segment or images, images)
     if before == 1:
         raise OutOfMemoryError(
             "distillation: out of memory with one image at a time: lower recipe.batch or"
-            f" teachers.width, or use a larger device ({str(error).splitlines()[0]})"
+            f" teachers.width, or use a larger device ({reason})"
         ) from error
     job.compute.report(f"out of memory with {before} images at a time: going on with {before // 2}")
     job = replace(job, segment=before // 2)

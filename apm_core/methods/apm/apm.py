@@ -52,6 +52,8 @@ class APM(Method):
             training; None: teachers are fully trained.
     """
 
+    in_segments = True
+
     def __init__(
         self,
         settings: APMSettings,

@@ -35,6 +35,8 @@ class APMPlus(Method):
     The rounds of BPTT start from the images and their classes; they learn images, labels and rate.
     """
 
+    in_segments = True
+
     def __init__(self, settings: APMPlusSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
         self.matching = APM(

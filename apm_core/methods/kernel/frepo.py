@@ -46,6 +46,8 @@ class FRePo(Method):
     The pool is trained without the recipe, whose loss is half_mse.
     """
 
+    in_segments = True
+
     def __init__(self, settings: FRePoSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
         self.movers = {"images": Lamb(self._rate), "targets": Lamb(self._rate)}

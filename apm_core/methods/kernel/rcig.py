@@ -63,6 +63,8 @@ class RCIG(Method):
     images too, with the same labels, and the pool learns from them.
     """
 
+    in_segments = True
+
     def __init__(self, settings: RCIGSettings, *, name: str, recipe: Recipe) -> None:
         super().__init__(settings, name=name, recipe=recipe)
         learned = AdaBelief(settings.lr_images, average=Average(settings.average, from_zero=True))
