@@ -301,13 +301,14 @@ def test_a_budget_set_for_a_killed_run_is_kept_by_its_rest(
 
         return stop
 
-    def part(name: str, stop: int, budget: Budget | None) -> list[str]:
+    def part(name: str, stop: int, budget: Budget | None, segment: int | None = None) -> list[str]:
         lines: list[str] = []
         resume = Resume(tmp_path, "shard", every=0)
         run = Run(replace(CPU, report=lines.append), resume, until(stop))
         sizes.clear()
         try:
-            distill_shard(tmp_path / name, settings, 0, digits, teachers, run, budget=budget)
+            options = {"budget": budget, "segment": segment}
+            distill_shard(tmp_path / name, settings, 0, digits, teachers, run, **options)
         except KeyboardInterrupt:
             return lines
         raise AssertionError("was not stopped")
@@ -320,6 +321,8 @@ def test_a_budget_set_for_a_killed_run_is_kept_by_its_rest(
     assert any("allow 7 images at a time" in line for line in lines) and sizes[-3:] == [7, 7, 6]
     lines = part("c", 3, budget)
     assert lines[-1].startswith("going on from round 2") and sizes == [7, 7, 6]
+    part("d", 4, budget, segment=4)
+    assert sizes == [4] * 5
 
 
 def test_a_machine_that_may_kill_the_job_is_named(

@@ -59,8 +59,8 @@ def distill(
 
     With `resume` the state is saved as time passes and a saved one is continued; the result has the
     same bits. With `budget` the segment is what fits into it, also of a continued run, whose
-    segment stays as it was while the budget does. When memory runs out all the same, the segment is
-    halved and the round done again.
+    segment stays as it was while the budget does, or is smaller where the job's is. When memory
+    runs out all the same, the segment is halved and the round done again.
     Raises DivergenceError at the first round whose figures are not finite.
     """
     saved = resume.load() if resume else None
@@ -77,7 +77,8 @@ def distill(
         else:
             if budget:
                 memory.limit(budget.bytes, job.compute)
-            job = replace(job, segment=saved["segment"])
+            given = [one for one in (job.segment, saved["segment"]) if one]
+            job = replace(job, segment=min(given, default=None))
             method.attach(job)
         if recorder:
             recorder.kept = saved.get("history", recorder.kept)  # none before histories were kept
