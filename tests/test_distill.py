@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from apm_core.settings.method import MethodSettings, methods
 from apm_core.settings.plan import Plan
 from apm_core.settings.run import RunSettings
 from apm_core.settings.stages import DistillSettings
+from apm_core.settings.training import RecipeSettings
 from apm_core.stages.distill import distill, distill_shard
 from apm_core.training.recipe import Recipe
 
@@ -389,6 +391,57 @@ def test_a_method_says_whether_it_reads_embeddings(name, digits, teachers, cpu, 
         start(job)
         raise ConfigError("none")
     assert ("has no embedding" in str(found.value)) is methods()[name].embeds, found.value
+
+
+TRAJECTORY = {"steps": 2, "expert_epochs": 1, "start_below": 2}
+UNROLLED = {"before": 2, "window": 2, "batch_real": 9}
+QUICK = {  # what makes a round short
+    "apm": {"checkpoints": 1},
+    "apm_plus": {"checkpoints": 1, "teacher_epochs": None, "start": "real"},
+    "dc": {"batch_real": 9, "inner_epochs": 1},
+    "dsa": {"batch_real": 9, "inner_epochs": 1},
+    "mtt": TRAJECTORY,
+    "tesla": TRAJECTORY,
+    "ftd": TRAJECTORY,
+    "datm": TRAJECTORY | {"start_below_first": None},
+    "pad": TRAJECTORY | {"start_below_first": None},
+    "bptt": UNROLLED,
+    "at_bptt": UNROLLED | {"spread": 1},
+    "frepo": {"networks": 1, "batch_real": 9},
+    "rcig": {"networks": 1, "batch_real": 9, "inner_steps": 1},
+}
+
+
+OTHER_RECIPE = {
+    **{"epochs": 3, "lr": 0.5, "batch": 7, "momentum": 0.1, "weight_decay": 0.1, "loss": "kl"},
+    **{"augment": "flip", "optimizer": "adam", "schedule": "cosine", "warmup": 1, "floor": 0.5},
+    "drop_momentum": True,
+}
+
+
+@pytest.mark.parametrize("name", [name for name, one in methods().items() if one.trains])
+def test_keys_of_the_recipe_that_a_method_does_not_read_do_not_change_it(
+    name, digits, teachers, cpu
+):
+    assert set(OTHER_RECIPE) == set(RecipeSettings.model_fields)
+    own = methods()[name].changed(QUICK.get(name, {}))
+    first = RecipeSettings(epochs=1).changed(own.recipe.model_dump(exclude_none=True))
+    first = first.changed({"epochs": 1, "drop_momentum": False})
+    kept = own.recipe_keys | ({"loss"} if own.needed_loss else set())
+    other = {key: value for key, value in OTHER_RECIPE.items() if key not in kept}
+    assert other
+    network = None if own.pool else Spec("convnet", digits.shape, width=4, depth=1)
+    job = Job(digits, teachers, cpu, ipc=1, shard=0, rounds=1, seed=0, network=network)
+    module, kind = own.implementation.split(":")
+    implementation = getattr(import_module(f"apm_core.methods.{module}"), kind)
+    results = []
+    for recipe in (first, first.changed(other)):
+        method = implementation(own, name=name, recipe=Recipe.of(recipe))
+        state = method.start(job)
+        method.round(state, 0)
+        results.append(method.finish(state))
+    assert torch.equal(results[0].images, results[1].images)
+    assert not torch.equal(results[0].images, method.finish(method.start(job)).images)
 
 
 def test_unknown_method_is_refused_with_those_that_exist():

@@ -61,6 +61,7 @@ EXCEPTIONS: dict[str, set[str]] = {
         for key in ("lr", "batch", "momentum", "weight_decay", "drop_at", "rho", "alpha")
     },
     "teachers.augment": CEILING | {"nas_short", "nas_reference"},
+    "recipe.loss": {"merge"},  # students have their own
     "distill.methods": set(),
     "distill.labels": {"merge"},
     "distill.label_epoch": {"merge"},
@@ -80,7 +81,8 @@ def of_a_method(key: str) -> set[str] | None:
     if rest[0] in ("labels", "label_epoch", "product"):
         return {"merge"}
     if rest[0] == "recipe":
-        return {"distill", "merge"} if methods()[method].trains else {"merge"}
+        own = methods()[method]
+        return {"distill", "merge"} if own.trains and rest[1] in own.recipe_keys else {"merge"}
     return None
 
 

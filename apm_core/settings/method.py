@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from apm_core.settings.names import module_of, names_in
 from apm_core.settings.product import ProductChanges
 from apm_core.settings.section import Count, Index, Section, setting
-from apm_core.settings.training import PoolName, RecipeChanges
+from apm_core.settings.training import PoolName, RecipeChanges, RecipeSettings
 
 PACKAGE = "settings.methods"
 LabelsOf = Literal["pool", "classes", "own"]  # see MethodSettings
@@ -40,8 +40,10 @@ class MethodSettings(Section):
             "classes", the class indices; "own", the method itself.
         from_real: whether it takes real images of each class, as many as it makes.
         embeds: whether it reads what the head of a network reads, so that this must be accessible.
-        trains: whether networks run while it distils, so that recipe, architecture and precision
-            decide its result; those that only look at images in plain float32 do not count.
+        trains: whether networks run while it distils, so that architecture and precision decide
+            its result; those that only look at images in plain float32 do not count.
+        recipe_keys: of the recipe, those that decide its result if it trains; the others decide how
+            networks are trained on the set, no more.
     """
 
     implementation: ClassVar[str]
@@ -49,6 +51,7 @@ class MethodSettings(Section):
     from_real: ClassVar[bool] = True
     embeds: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    recipe_keys: ClassVar[frozenset[str]] = frozenset(RecipeSettings.model_fields)
 
     recipe: RecipeChanges = RecipeChanges()
     tiles: Count | None = setting(None, "images along a side of a stored one; null: distill.tiles")

@@ -33,6 +33,7 @@ from apm_core.settings.training import (
     OrderedTraining,
     PoolName,
     PoolTraining,
+    RecipeSettings,
 )
 
 ALGORITHM = {
@@ -184,8 +185,11 @@ class Plan:
         own = item.settings
         fields: dict[str, Any] = {"rounds": self.settings.rounds_of(item)}
         if own.trains:
+            # a loss that labels of the method's own need is checked once more when it is built
+            keys = own.recipe_keys | ({"loss"} if own.needed_loss else set())
+            recipe = self.settings.recipe_of(item).model_dump(include=keys)
             fields |= {
-                "recipe": self.settings.recipe_of(item),
+                "recipe": RecipeSettings(**recipe),
                 "precision": self.settings.compute.precision,
             }
         if own.trains and own.pool is None:

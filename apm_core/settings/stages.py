@@ -96,7 +96,8 @@ class DistillSettings(StageSettings):
     ipc: int  # stored images per class of the shard
     tiles: int = 1  # along a side of a stored image
     rounds: int | None = None  # R: rounds 0 to R; None: no rounds
-    recipe: RecipeSettings | None = None  # the last three are None where no network runs
+    # the last three are None where no network runs; the recipe has defaults but for what is read
+    recipe: RecipeSettings | None = None
     network: Network | None = None
     precision: Precision | None = None
 

@@ -21,6 +21,7 @@ class APMSettings(LabelledByPool, IterativeSettings):
 
     implementation: ClassVar[str] = "apm.apm:APM"
     pool: ClassVar[PoolName | None] = "teachers"
+    recipe_keys: ClassVar[frozenset[str]] = IterativeSettings.recipe_keys - {"loss"}
 
     lr_images: Above = setting(1.0, "step of the images, x0.3 from half of the rounds on")
     momentum_images: BelowOne = setting(0.5, "of the image steps")

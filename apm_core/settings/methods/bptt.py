@@ -23,6 +23,7 @@ class BPTTSettings(Unrolling, IterativeSettings):
     """Back-propagation through training, truncated at random (Feng et al. 2024)."""
 
     implementation: ClassVar[str] = "bptt:BPTT"
+    recipe_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
 
     batch: Count | None = setting(None, "images of an inner step; null: all of the shard")
 

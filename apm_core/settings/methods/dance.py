@@ -12,6 +12,7 @@ class FeatureSettings(IterativeSettings):
 
     pool: ClassVar[PoolName | None] = "teachers"
     embeds: ClassVar[bool] = True
+    recipe_keys: ClassVar[frozenset[str]] = frozenset()
 
     batch_real: Count = setting(1024, "real images of a class in a round")
     calibration: AtLeast = setting(

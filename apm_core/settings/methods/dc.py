@@ -11,6 +11,7 @@ class DCSettings(IterativeSettings):
     """Gradient matching (Zhao et al., ICLR 2021; Zhao & Bilen, ICML 2021)."""
 
     implementation: ClassVar[str] = "dc:DC"
+    recipe_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
 
     lr_images: Above = setting(0.1, "step of the images")
     momentum_images: BelowOne = setting(0.5, "of the image steps")

@@ -12,6 +12,7 @@ class DMSettings(IterativeSettings):
 
     implementation: ClassVar[str] = "dm:DM"
     embeds: ClassVar[bool] = True
+    recipe_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
 
     lr_images: Above = setting(1.0, "step of the images")
     momentum_images: BelowOne = setting(0.5, "of the image steps")

@@ -11,6 +11,7 @@ class KernelSettings(IterativeSettings):
     """What the methods share that solve for a head on the distilled images."""
 
     embeds: ClassVar[bool] = True
+    recipe_keys: ClassVar[frozenset[str]] = frozenset()
 
     network: Architecture | None = setting(
         None, "architecture to distil with, one with an embedding; null: that of the teachers"

@@ -10,6 +10,8 @@ from apm_core.settings.training import PoolName, RecipeChanges
 class TrajectorySettings(IterativeSettings):
     """What every method that matches trajectories has."""
 
+    recipe_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
+
     lr_images: Above = setting(1000.0, "step of the images; 100 to 1000 for CIFAR")
     momentum_images: BelowOne = setting(0.5, "of the images and of the learned rate")
     rate: Above = setting(0.01, "learning rate of the inner training at the start; it is learned")
