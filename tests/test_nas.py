@@ -63,6 +63,21 @@ def test_a_missing_table_column_or_architecture_is_named(table, tmp_path):
     assert str(caught.value) == f"nas.reference.table: {table} has no row for {absent}"
 
 
+def test_a_damaged_table_is_refused_in_one_line(table, tmp_path):
+    packed = tmp_path / "cut.csv.gz"
+    packed.write_bytes(gzip.compress(table.read_bytes())[:-20])
+    broken = tmp_path / "broken.csv.gz"
+    broken.write_bytes(table.read_bytes())
+    for path in (packed, broken):
+        with pytest.raises(DataError, match=rf"^nas\.reference\.table: {path} cannot be read \("):
+            table_reference(path, "accuracy", ARCHS)
+    lines = table.read_text().splitlines()
+    for cell, shown in ((",", "''"), ("", "None"), (",good", "'good'")):
+        table.write_text("\n".join([lines[0], f"0,{ARCHS[0]}{cell}"]))
+        with pytest.raises(DataError, match=f"has no accuracy for .*, but {shown}$"):
+            table_reference(table, "accuracy", ARCHS[:1])
+
+
 def test_a_table_without_architectures_is_refused(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("name,accuracy\na,1\n")

@@ -264,7 +264,21 @@ def test_settings_load_without_torch():
         ),
         (
             {"evaluate.overrides": {"alexnet": {"epochs": 3}}},
-            "evaluate.overrides: alexnet is not evaluated: add it to evaluate.architectures",
+            "evaluate.overrides.alexnet: it is not evaluated: add it to evaluate.architectures",
+        ),
+        (
+            {
+                "evaluate.ceiling.architectures": ["alexnet"],
+                "evaluate.overrides": {"alexnet": {"epochs": 3}},
+            },
+            "evaluate.overrides.alexnet.epochs: no alexnet is trained by the recipe of a set: add",
+        ),
+        (
+            {
+                "evaluate.kd.architectures": ["alexnet"],
+                "evaluate.overrides": {"alexnet": {"networks": 3, "lr": 1.0}},
+            },
+            "evaluate.overrides.alexnet.lr: no alexnet is trained by the recipe of a set: add it",
         ),
         (
             {"evaluate.overrides": {"vit": {"optimizer": "adam"}}},

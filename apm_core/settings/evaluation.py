@@ -89,10 +89,14 @@ class Evaluation(Section):
     ceiling: Ceiling = Ceiling()
 
     @property
+    def trained_by_recipe(self) -> set[Architecture]:
+        """The architectures that are trained by the recipes of the sets."""
+        return {*self.architectures, *self.hard_labels, *self.plain}
+
+    @property
     def trained(self) -> set[Architecture]:
         """All architectures that are trained, on the sets or on the full data."""
-        on_sets = (self.architectures, self.hard_labels, self.plain, self.kd.architectures)
-        return set().union(*on_sets, self.ceiling.architectures)
+        return self.trained_by_recipe | {*self.kd.architectures, *self.ceiling.architectures}
 
 
 class Continual(Section):

@@ -183,12 +183,7 @@ class RunSettings(Section):
                     f"config: {name}.n: {pool.n} is not a multiple of {name}.per_job:"
                     f" {pool.per_job}"
                 )
-        unused = set(self.evaluate.overrides) - self.evaluate.trained - {self.continual.network}
-        if unused:
-            raise ConfigError(
-                f"config: evaluate.overrides: {unused.pop()} is not evaluated: add it to"
-                " evaluate.architectures"
-            )
+        self._require_effect()
         self._require_rates()
         if 0 < self.nas.networks < LEAST_RANKED:
             raise ConfigError(
@@ -229,6 +224,23 @@ class RunSettings(Section):
         if found := entry.settings.contradiction(conditions):
             key, reason = found
             raise ConfigError(f"config: {entry.place}.{key}: {reason}")
+
+    def _require_effect(self) -> None:
+        """Raise ConfigError for an override of what nothing in the run is trained with."""
+        section = self.evaluate
+        for network, override in section.overrides.items():
+            place = f"config: evaluate.overrides.{network}"
+            if network not in section.trained | {self.continual.network}:
+                raise ConfigError(f"{place}: it is not evaluated: add it to evaluate.architectures")
+            if network in section.trained_by_recipe:
+                continue
+            effective = {"width", "networks"} if network in section.kd.architectures else {"width"}
+            stated = override.model_dump(exclude_none=True)
+            for key in sorted(stated.keys() - effective):
+                raise ConfigError(
+                    f"{place}.{key}: no {network} is trained by the recipe of a set: add it to"
+                    " evaluate.architectures, or leave the key out"
+                )
 
     def _require_rates(self) -> None:
         """Raise ConfigError where an override's optimizer would get the rate of another, or its

@@ -9,6 +9,7 @@ as short as those on the set, and by the number of parameters.
 import csv
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,25 +104,32 @@ def train_reference(
 def table_reference(path: str | Path, column: str, archs: Sequence[str]) -> list[float]:
     """The accuracies of `archs` in a CSV (or CSV.gz) table with a column `arch_str`.
 
-    Raises DataError when the file, the column or an architecture is missing.
+    Raises DataError when the file, the column or an accuracy is missing, or not what it should be.
     """
-    path = Path(path)
+    path, place = Path(path), f"nas.reference.table: {path}"
     if not path.is_file():
         raise DataError(f"nas.reference.table: there is no file {path}")
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        rows = csv.DictReader(file)
-        missing = {ARCH_COLUMN, column} - set(rows.fieldnames or ())
-        if missing:
-            known = ", ".join(rows.fieldnames or ())
-            raise DataError(
-                f"nas.reference.column: {path} has no column {missing.pop()!r}; it has: {known}"
-            )
-        wanted = set(archs)
-        accuracies = {row[ARCH_COLUMN]: row[column] for row in rows if row[ARCH_COLUMN] in wanted}
-    absent = next((arch for arch in archs if arch not in accuracies), None)
-    if absent is not None:
-        raise DataError(f"nas.reference.table: {path} has no row for {absent}")
-    return [float(accuracies[arch]) for arch in archs]
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+            rows = csv.DictReader(file)
+            columns, cells = rows.fieldnames or [], list(rows)
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
+        raise DataError(f"{place} cannot be read ({error}): replace it") from error
+    for key, name in ((ARCH_COLUMN, "table"), (column, "column")):
+        if key not in columns:
+            known = ", ".join(columns)
+            raise DataError(f"nas.reference.{name}: {path} has no column {key!r}; it has: {known}")
+    accuracies = {row[ARCH_COLUMN]: row[column] for row in cells}
+    found = []
+    for arch in archs:
+        if arch not in accuracies:
+            raise DataError(f"{place} has no row for {arch}")
+        try:
+            found.append(float(accuracies[arch]))
+        except (TypeError, ValueError):
+            value = accuracies[arch]
+            raise DataError(f"{place} has no {column} for {arch}, but {value!r}") from None
+    return found
 
 
 def compare(

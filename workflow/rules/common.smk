@@ -91,12 +91,12 @@ def pool_settings(wildcards):
 
 
 def growing(amount):
-    """A resource that grows with every attempt: a job that was killed for want of it gets more."""
+    """A resource that grows with every attempt: a job that was stopped for want of it gets more."""
     return lambda wildcards, attempt: amount * attempt
 
 
-def distill_mem_mb(wildcards, input, attempt):
-    """Memory of a distillation job, which holds the networks that it distils from."""
+def mem_mb(wildcards, input, attempt):
+    """Memory of a job, which holds the images and the networks that it reads."""
     return (16000 + int(1.5 * input.size_mb)) * attempt
 
 

@@ -11,7 +11,7 @@ rule continual:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=growing(16000),
+        mem_mb=mem_mb,
         runtime=growing(240),
     params:
         settings=PLAN.continual().text,

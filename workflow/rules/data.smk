@@ -28,7 +28,7 @@ rule whitening:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        mem_mb=growing(16000),
+        mem_mb=mem_mb,
         runtime=growing(30),
     params:
         settings=data_settings,

@@ -12,7 +12,7 @@ rule distill:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=distill_mem_mb,
+        mem_mb=mem_mb,
         runtime=growing(720),
     params:
         settings=lambda wildcards: PLAN.distill(wildcards.entry).text,
@@ -35,7 +35,7 @@ rule merge:
         "../../envs/apm.yaml"
     threads: THREADS
     resources:
-        mem_mb=growing(16000),
+        mem_mb=mem_mb,
         runtime=growing(30),
     params:
         settings=lambda wildcards: PLAN.merge(wildcards.entry).text,

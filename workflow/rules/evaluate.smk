@@ -12,7 +12,7 @@ rule evaluate:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=growing(16000),
+        mem_mb=mem_mb,
         runtime=growing(240),
     params:
         settings=lambda wildcards: PLAN.evaluate(wildcards.network).text,
@@ -32,7 +32,7 @@ rule ceiling:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=growing(16000),
+        mem_mb=mem_mb,
         runtime=growing(240),
     params:
         settings=lambda wildcards: PLAN.ceiling(wildcards.network).text,

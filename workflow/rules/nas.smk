@@ -10,7 +10,7 @@ rule nas_reference:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=growing(16000),
+        mem_mb=mem_mb,
         runtime=growing(1440),
     params:
         settings=PLAN.nas_reference().text,
@@ -31,7 +31,7 @@ rule nas_proxy:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=growing(16000),
+        mem_mb=mem_mb,
         runtime=growing(720),
     params:
         settings=PLAN.nas_proxy().text,
@@ -51,7 +51,7 @@ rule nas_short:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=growing(16000),
+        mem_mb=mem_mb,
         runtime=growing(720),
     params:
         settings=PLAN.nas_short().text,

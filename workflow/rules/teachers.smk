@@ -10,7 +10,7 @@ rule teachers:
     threads: THREADS
     resources:
         gpu=gpus,
-        mem_mb=growing(16000),
+        mem_mb=mem_mb,
         runtime=growing(240),
     params:
         settings=pool_settings,
