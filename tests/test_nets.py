@@ -366,10 +366,12 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_built():
         require_fit("vgg11", Shape(3, 8, 10))
 
 
-@pytest.mark.parametrize("key", ["width", "depth"])
-def test_convnet_settings_must_be_positive(key):
+@pytest.mark.parametrize(
+    ("name", "key"), [("convnet", "width"), ("convnet", "depth"), ("resnet18", "width")]
+)
+def test_settings_of_a_network_must_be_positive(name, key):
     with pytest.raises(ConfigError, match=rf"{key} must be a positive integer, got 0"):
-        build("convnet", CIFAR, **{key: 0})
+        build(name, CIFAR, **{key: 0})
 
 
 def test_convnet_too_deep():

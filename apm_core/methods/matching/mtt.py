@@ -29,6 +29,8 @@ from apm_core.methods.passes import FORWARD, Extent, Passes
 from apm_core.settings.methods.mtt import MTTSettings
 from apm_core.training.recipe import Recipe
 
+LABELLED = 1000  # images that an expert labels at a time
+
 
 class MTT(Method):
     """Moves images and learning rate to where training on the images ends where an expert's does.
@@ -93,7 +95,8 @@ class MTT(Method):
     @torch.no_grad()
     def _labels(self, target: Tensor, images: Tensor) -> Tensor:
         """Probabilities (N, C) by the network with parameters `target`."""
-        return self.net.at(target, images).softmax(dim=1)
+        logits = [self.net.at(target, part) for part in images.split(LABELLED)]
+        return torch.cat(logits).softmax(dim=1)
 
 
 def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ the head reads the 2x2 rest, as in the networks of APM (Chen et al., 2023).
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apm_core.nets.base import MeanPool2d, Shape, instance_norm, multiple_of
+from apm_core.nets.base import MeanPool2d, Shape, check_positive, instance_norm, multiple_of
 
 WIDTH = 64  # channels of the first stage, as published
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))  # (widths, stride of the first of two blocks)
@@ -41,12 +41,14 @@ class ResNet18(nn.Module):
     """Reads a resolution that is a multiple of 8, from 16 on; the last map is (8 width, S/8, S/8).
 
     The average pooling has a window of min(4, S/8) pixels; a rest that fills no window is dropped.
+    Raises ConfigError when `width` is not positive.
     """
 
     compile_from_s = 150.0  # 1.4 to 1.7 times as fast, for half a minute of compiling a batch size
 
     def __init__(self, shape: Shape, width: int = WIDTH) -> None:
         super().__init__()
+        check_positive("width", width)
         stem = nn.Conv2d(shape.channels, width, 3, padding=1, bias=False)
         layers: list[nn.Module] = [stem, instance_norm(width), nn.ReLU()]
         inputs = width

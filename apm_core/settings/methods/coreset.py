@@ -17,7 +17,9 @@ class CoresetSettings(RealImagesSettings):
 
     pool: ClassVar[PoolName | None] = "teachers"
 
-    networks: Count = setting(1, "the first so many of the pool, whose embeddings are joined")
+    networks: Count = setting(
+        1, "the first so many of the pool, at most all, whose embeddings are joined"
+    )
 
 
 class HerdingSettings(CoresetSettings):
@@ -35,7 +37,9 @@ class KCenterSettings(CoresetSettings):
 class ScoreSettings(CoresetSettings):
     """What every coreset by a score has."""
 
-    networks: Count = setting(10, "the first so many of the pool, whose scores are averaged")
+    networks: Count = setting(
+        10, "the first so many of the pool, at most all, whose scores are averaged"
+    )
     take: Literal["lowest", "middle", "highest"] = setting(
         "lowest", "which scores of a class come first; middle: those around its median"
     )

@@ -17,7 +17,9 @@ class RDEDSettings(RealImagesSettings):
         300, "training images of a class that are looked at; no more images are made of it"
     )
     crops: Count = setting(5, "random views of each, of which one is kept")
-    networks: Count = setting(1, "the first so many of the pool, whose losses are averaged")
+    networks: Count = setting(
+        1, "the first so many of the pool, at most all, whose losses are averaged"
+    )
 
     @property
     def most_images(self) -> dict[str, int]:
