@@ -1,4 +1,4 @@
-"""How to compute; only the precision changes results."""
+"""How to compute: the precision changes results, the rest at most their last digits."""
 
 from typing import Annotated, Literal
 

@@ -52,15 +52,11 @@ class MethodSettings(Section):
     embeds: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     recipe_keys: ClassVar[frozenset[str]] = frozenset(RecipeSettings.model_fields)
+    labels_of: ClassVar[LabelsOf] = "own"
 
     recipe: RecipeChanges = RecipeChanges()
     tiles: Count | None = setting(None, "images along a side of a stored one; null: distill.tiles")
     product: ProductChanges = ProductChanges()
-
-    @property
-    def labels_of(self) -> LabelsOf:
-        """The source of the merged set's labels."""
-        return "own"
 
     @property
     def label_pool(self) -> PoolName | None:
@@ -107,17 +103,14 @@ class IterativeSettings(MethodSettings):
 class LabelledByPool(Section):
     """How teachers label the merged set."""
 
+    labels_of: ClassVar[LabelsOf] = "pool"
+
     labels: Literal["teacher", "mean"] | None = setting(
         None, "final labels: one teacher's, or the pool's mean; null: distill.labels"
     )
     label_epoch: Index | None = setting(
         None, "labels by teachers as after so many epochs; null: distill.label_epoch"
     )
-
-    @property
-    def labels_of(self) -> LabelsOf:
-        """The source of the merged set's labels."""
-        return "pool"
 
 
 @cache

@@ -9,11 +9,12 @@ from torch import Tensor
 from apm_core.errors import ConfigError
 from apm_core.settings.evaluation import OnlineTraining
 from apm_core.settings.names import names_in
-from apm_core.settings.training import DSA, PoolTraining, RecipeSettings, misfit
+from apm_core.settings.training import PoolTraining, RecipeSettings, misfit
 from apm_core.training import augment
 
 SCHEDULES = ("step", "cosine", "half_cosine")
 OPTIMIZERS = ("sgd", "adam", "adamw")
+DEFAULTS = RecipeSettings()
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class Recipe:
 
     passes: int  # over the examples, literally
     lr: float
-    batch: int = 256  # examples; a short last batch is used, not dropped
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # on all parameters, norms and biases included
+    batch: int = DEFAULTS.batch  # examples; a short last batch is used, not dropped
+    momentum: float = DEFAULTS.momentum
+    weight_decay: float = DEFAULTS.weight_decay  # on all parameters, norms and biases included
     nesterov: bool = False
     # "step": a tenth of lr from pass `drop` on; "cosine": towards `floor`, which the pass after the
     # last one would have; "half_cosine": the first half of one, to about lr / 2
@@ -34,7 +35,7 @@ class Recipe:
         False  # forget the momentum at the drop, as the trajectory-matching evaluators do
     )
     loss: str = "ce"
-    augment: str = DSA
+    augment: str = DEFAULTS.augment
     rho: float = 0.0  # radius in which a flat minimum is looked for (GSAM); 0: plain SGD
     alpha: float = 0.0  # share of the gradient across that of the radius that is taken away
     # "sgd"; "adam": momentum is its first beta, weight decay joins the gradient; "adamw": the decay

@@ -4,7 +4,7 @@ Zhou, Nezhadarya & Ba, "Dataset Distillation using Neural Feature Regression", N
 network of a pool embeds real and distilled images, kernel ridge regression on the distilled
 embeddings and labels predicts the labels of the real images (Eq. 3), and images and labels move
 along the gradient of that prediction's error, with the network held still. Then the network learns
-from the distilled set for one step (Algorithm 1); after `lifetime` steps a fresh one takes its
+from the distilled set for one step (Algorithm 1); after `lifetime` + 1 steps a fresh one takes its
 place, and as the members of the pool begin at different ages, it holds networks of all stages.
 
 Deviations from the published code: named random streams; the real batch of a round is drawn anew

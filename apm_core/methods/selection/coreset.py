@@ -9,10 +9,9 @@ from torch import Tensor
 
 from apm_core.methods.base import Job, OneShot, Shard
 from apm_core.methods.passes import FORWARD, Extent, Passes
+from apm_core.methods.shared.recognised import BATCH
 from apm_core.nets.flat import FlatNet
 from apm_core.settings.methods.coreset import CoresetSettings
-
-BATCH = 256  # images through a network at once
 
 
 class Coreset(OneShot):

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm_core.methods.base import Job
-from apm_core.methods.selection.coreset import BATCH, Coreset
+from apm_core.methods.selection.coreset import Coreset
+from apm_core.methods.shared.recognised import BATCH
 from apm_core.training.inference import embeddings
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apm_core.methods.base import Job, Shard
-from apm_core.methods.selection.coreset import BATCH, Coreset
+from apm_core.methods.selection.coreset import Coreset
+from apm_core.methods.shared.recognised import BATCH
 from apm_core.nets import require_embedding
 from apm_core.settings.methods.coreset import CADSettings
 from apm_core.training.inference import embeddings, logits

@@ -13,6 +13,7 @@ class FeatureSettings(IterativeSettings):
     pool: ClassVar[PoolName | None] = "teachers"
     embeds: ClassVar[bool] = True
     recipe_keys: ClassVar[frozenset[str]] = frozenset()
+    labels_of: ClassVar[LabelsOf] = "classes"
 
     batch_real: Count = setting(1024, "real images of a class in a round")
     calibration: AtLeast = setting(
@@ -21,11 +22,6 @@ class FeatureSettings(IterativeSettings):
     augment: Augmentation = setting(
         "color_crop_cutout", f"{AUGMENT}: all of them, as drawn for a class, in the image update"
     )
-
-    @property
-    def labels_of(self) -> LabelsOf:
-        """The source of the merged set's labels: the class indices."""
-        return "classes"
 
 
 class DANCESettings(FeatureSettings):

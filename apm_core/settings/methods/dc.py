@@ -12,6 +12,7 @@ class DCSettings(IterativeSettings):
 
     implementation: ClassVar[str] = "dc:DC"
     recipe_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
+    labels_of: ClassVar[LabelsOf] = "classes"
 
     lr_images: Above = setting(0.1, "step of the images")
     momentum_images: BelowOne = setting(0.5, "of the image steps")
@@ -22,11 +23,6 @@ class DCSettings(IterativeSettings):
     )
     lr_network: Above = setting(0.01, "of the network, plain SGD")
     start: Literal["real", "noise"] = setting("real", "real images or Gaussian noise")
-
-    @property
-    def labels_of(self) -> LabelsOf:
-        """The source of the merged set's labels: the class indices."""
-        return "classes"
 
 
 METHODS = {

@@ -13,15 +13,11 @@ class DMSettings(IterativeSettings):
     implementation: ClassVar[str] = "dm:DM"
     embeds: ClassVar[bool] = True
     recipe_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
+    labels_of: ClassVar[LabelsOf] = "classes"
 
     lr_images: Above = setting(1.0, "step of the images")
     momentum_images: BelowOne = setting(0.5, "of the image steps")
     batch_real: Count = setting(256, "real images of a class in a round")
-
-    @property
-    def labels_of(self) -> LabelsOf:
-        """The source of the merged set's labels: the class indices."""
-        return "classes"
 
 
 METHODS = {
