@@ -7,7 +7,6 @@ prints an overlay with their rounds, to be pasted into the preset: rounds, not s
 a run does, so that it can be repeated.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from apm_core import methods
 from apm_core.methods.base import Job
 from apm_core.nets.spec import Spec
 from apm_core.runtime.device import choose
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, parser_of
 from benchmarks.pipeline import Config, config_of, data_of, plan_of, pool_of
 
 REHEARSALS = 2  # the first compiles
@@ -25,9 +24,7 @@ REHEARSALS = 2  # the first compiles
 
 def main() -> None:
     """Print the rounds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("presets", type=Path, nargs="+")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

@@ -12,7 +12,6 @@ or of a newer format; what reads them must refuse them in one line. The figures 
 benchmarks/results/chaos_cpu.json, each part beside the other.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -46,7 +45,7 @@ from apm_core.settings.run import RunSettings
 from apm_core.stages.collect import collect, summarize_folder
 from apm_core.stages.merge import merge
 from apm_core.training.teacher_pool import TeacherPool
-from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, parser_of, write
 from benchmarks.pipeline import config_of, overlaid, plan_of
 
 CONFIG = ROOT / "benchmarks/chaos.yaml"
@@ -429,9 +428,7 @@ def saves() -> dict[str, Any]:
 
 def main() -> None:
     """Run the part that is asked for, and write it beside the other."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=30, help="at most, for the kills")
     parser.add_argument("--damages", type=int, default=0)

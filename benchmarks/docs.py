@@ -16,7 +16,7 @@ from typing import Any
 
 from apm_core.runtime import store
 from benchmarks import tables
-from benchmarks.measure import RESULTS, ROOT
+from benchmarks.measure import RESULTS, ROOT, parser_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARK = "<!-- table:"
@@ -60,6 +60,7 @@ def head(report: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Bring every page up to date, and say which changed."""
+    parser_of(__doc__).parse_args()
     for page in PAGES:
         text = current(page)
         if text != page.read_text():

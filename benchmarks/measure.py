@@ -25,11 +25,16 @@ Times = list[float]  # seconds of one call, one entry per repetition
 Report = Callable[[Compute, bool], dict[str, Any]]  # of a device, at tiny sizes or at the real ones
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
-    """The options that all short benchmarks have."""
-    parser = argparse.ArgumentParser(
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser without options, whose --help is the description."""
+    return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
     )
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """The options that all short benchmarks have."""
+    parser = parser_of(description)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--compile", default="on", choices=("on", "off"))
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, ROOT, device, machine, show, write
+from benchmarks.measure import RESULTS, ROOT, device, machine, parser_of, show, write
 from benchmarks.pipeline import run_pipeline
 
 TRAINING = (
@@ -51,6 +51,7 @@ def covered(intervals: list[tuple[float, float]]) -> float:
 
 def main() -> None:
     """Run, print, write."""
+    parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         preset = ROOT / "presets/digits_ipc10.yaml"
         started = time.monotonic()

@@ -7,14 +7,13 @@ figures go to benchmarks/results/precision_PRESET.json: test accuracy of the Con
 APM's images, and of the teachers, by seed.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 from apm_core.distilled import load
 from apm_core.runtime import store
 from apm_core.scores import summarize
-from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, parser_of, write
 from benchmarks.pipeline import config_of, results_of
 
 PRECISIONS = ("bf16", "float32")
@@ -62,9 +61,7 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, print the comparison and write it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("preset", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(

@@ -14,7 +14,7 @@ from typing import Any
 
 from apm_core.scores import summarize
 from benchmarks import tables
-from benchmarks.measure import RESULTS, ROOT, machine, write
+from benchmarks.measure import RESULTS, ROOT, machine, parser_of, write
 from benchmarks.pipeline import Config, config_of, plan_of, results_of
 
 
@@ -32,9 +32,7 @@ def main() -> None:
 
 def options(description: str | None, name: str) -> argparse.Namespace:
     """The options of a command that runs a preset under several seeds, in folder work/`name`."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(description)
     parser.add_argument("presets", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(

@@ -20,7 +20,7 @@ from apm_core.nets.flat import FlatNet
 from apm_core.runtime import memory, streams
 from apm_core.runtime.device import Compute, choose
 from apm_core.training import augment
-from benchmarks.measure import RESULTS, machine, show, write
+from benchmarks.measure import RESULTS, machine, parser_of, show, write
 from benchmarks.workload import STUDENT, spec_of
 
 LENGTHS = (10, 20, 40, 80)
@@ -104,6 +104,7 @@ def measured(steps: int, compute: Compute) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print, write."""
+    parser_of(__doc__).parse_args()
     compute = choose("auto", "float32", "off", print)
     rows = [row for steps in LENGTHS for row in measured(steps, compute)]
     show(f"gradient of {IMAGES} images through N steps", rows)
