@@ -96,10 +96,10 @@ class DistillSettings(StageSettings):
     ipc: int  # stored images per class of the shard
     tiles: int = 1  # along a side of a stored image
     rounds: int | None = None  # R: rounds 0 to R; None: no rounds
-    # the last three are None where no network runs; the recipe has defaults but for what is read
+    # None where no network runs; else at its defaults, but for the keys that the method reads
     recipe: RecipeSettings | None = None
-    network: Network | None = None
-    precision: Precision | None = None
+    network: Network | None = None  # None: no network runs, or those of a pool
+    precision: Precision | None = None  # None: no network runs
 
     @property
     def own(self) -> MethodSettings:
