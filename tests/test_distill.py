@@ -19,10 +19,10 @@ from apm_core.runtime import store, streams
 from apm_core.runtime.resume import Resume
 from apm_core.runtime.run import Run
 from apm_core.settings.method import MethodSettings, methods
-from apm_core.settings.plan import Plan
+from apm_core.settings.plan import EXCLUDED_OPTIONS, Plan
 from apm_core.settings.run import RunSettings
 from apm_core.settings.stages import DistillSettings
-from apm_core.settings.training import RecipeSettings
+from apm_core.settings.training import Network, RecipeSettings
 from apm_core.stages.distill import distill, distill_shard
 from apm_core.training.recipe import Recipe
 
@@ -442,6 +442,34 @@ def test_keys_of_the_recipe_that_a_method_does_not_read_do_not_change_it(
         results.append(method.finish(state))
     assert torch.equal(results[0].images, results[1].images)
     assert not torch.equal(results[0].images, method.finish(method.start(job)).images)
+
+
+STARTS = {
+    name: one for name, one in methods().items() if getattr(one, "start_keys", None) is not None
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_what_a_method_starts_from_depends_on_no_other_setting(
+    name, digits, teachers, cpu, tmp_path
+):
+    own = STARTS[name].changed(QUICK.get(name, {}))
+    edited = own.changed({"lr_images": 9.0}).model_dump(mode="json", exclude=EXCLUDED_OPTIONS)
+    start = {key: edited[key] for key in own.start_keys}
+    network = None if own.pool else Network(width=4, depth=1)
+    contents = []
+    for number, (options, epochs) in enumerate(((start, 250), (edited, 5))):
+        settings = DistillSettings(
+            method=name,
+            options=options,
+            ipc=1,
+            recipe=RecipeSettings(epochs=epochs),
+            network=network,
+        )
+        run = Run(cpu)
+        shard = distill_shard(tmp_path / f"{number}", settings, 0, digits, teachers, run)
+        contents.append(shard.content)
+    assert contents[0] == contents[1]
 
 
 def test_unknown_method_is_refused_with_those_that_exist():

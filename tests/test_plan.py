@@ -267,10 +267,25 @@ def test_a_control_has_the_settings_of_its_entry_but_no_rounds():
     plan = edited({"methods.apm_plus.recipe.lr": 0.7, "methods.apm_plus.label_epoch": 3})
     with_rounds, without = (plan.distill(name) for name in ("apm_plus", "random_plus"))
     assert with_rounds.rounds == 2500 and without.rounds is None
-    assert with_rounds.changed({"rounds": None}) == without
+    assert without.options == {"start": "correct", "teacher_epochs": [2, 4]}
+    shared = {"options": {}, "rounds": None, "recipe": None}
+    assert with_rounds.model_copy(update=shared) == without.model_copy(update=shared)
     sets = [plan.merge(name) for name in ("apm_plus", "random_plus")]
     assert sets[0].changed({"entry": "random_plus"}) == sets[1]
     assert plan.label_pool("random_plus") == "aligned_teachers"
+
+
+def test_a_control_stays_when_only_the_rounds_of_its_entry_change():
+    config = {"distill.methods": ["apm_plus", "random_plus"], "evaluate.kd.architectures": []}
+    before = jobs(edited(config))
+    for key, value in (("lr_images", 7.0), ("unrolled.window", 7), ("recipe.epochs", 500)):
+        assert ("distill", "random_plus") not in changed(
+            {**config, f"methods.apm_plus.{key}": value}, before
+        )
+    for key, value in (("start", "real"), ("teacher_epochs", [1, 3])):
+        assert ("distill", "random_plus") in changed(
+            {**config, f"methods.apm_plus.{key}": value}, before
+        )
 
 
 def test_random_images_do_not_depend_on_how_others_are_distilled():

@@ -92,7 +92,14 @@ class MethodSettings(Section):
 
 
 class IterativeSettings(MethodSettings):
-    """The settings of a method that distils in rounds."""
+    """The settings of a method that distils in rounds.
+
+    Attributes:
+        start_keys: the settings that decide what it starts from, which no network that is trained
+            on the images has a part in; None: all, with the recipe.
+    """
+
+    start_keys: ClassVar[frozenset[str] | None] = None
 
     rounds: Index | None = setting(None, "R: rounds 0 to R are run; null: distill.rounds")
     start_only: bool = setting(

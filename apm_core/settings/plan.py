@@ -182,14 +182,15 @@ class Plan:
     def distill(self, entry: str) -> DistillSettings:
         """The settings of a shard of `entry`."""
         item = self.entry(entry)
-        own = item.settings
-        fields: dict[str, Any] = {"rounds": self.settings.rounds_of(item)}
+        own, rounds = item.settings, self.settings.rounds_of(item)
+        start = getattr(own, "start_keys", None) if rounds is None else None
+        fields: dict[str, Any] = {}
         if own.trains:
             # a loss that labels of the method's own need is checked once more when it is built
             keys = own.recipe_keys | ({"loss"} if own.needed_loss else set())
             recipe = self.settings.recipe_of(item).model_dump(include=keys)
             fields |= {
-                "recipe": RecipeSettings(**recipe),
+                "recipe": RecipeSettings(**recipe if start is None else {}),
                 "precision": self.settings.compute.precision,
             }
         if own.trains and own.pool is None:
@@ -197,9 +198,10 @@ class Plan:
             fields["network"] = self._network(network)
         return DistillSettings(
             method=item.method,
-            options=own.model_dump(mode="json", exclude=EXCLUDED_OPTIONS),
+            options=own.model_dump(mode="json", include=start, exclude=EXCLUDED_OPTIONS),
             ipc=self.shard_ipc,
             tiles=own.tiles or self.settings.distill.tiles,
+            rounds=rounds,
             **fields,
             **self._common("distill"),
         )

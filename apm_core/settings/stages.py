@@ -92,7 +92,7 @@ class DistillSettings(StageSettings):
     """Settings of a shard, equal for all shards of an entry."""
 
     method: str
-    options: dict[str, Any]  # settings of the method that its shards depend on
+    options: dict[str, Any]  # settings of the method that its shards depend on; else its defaults
     ipc: int  # stored images per class of the shard
     tiles: int = 1  # along a side of a stored image
     rounds: int | None = None  # R: rounds 0 to R; None: no rounds

@@ -22,6 +22,7 @@ class APMSettings(LabelledByPool, IterativeSettings):
     implementation: ClassVar[str] = "apm.apm:APM"
     pool: ClassVar[PoolName | None] = "teachers"
     recipe_keys: ClassVar[frozenset[str]] = IterativeSettings.recipe_keys - {"loss"}
+    start_keys: ClassVar[frozenset[str] | None] = frozenset()
 
     lr_images: Above = setting(1.0, "step of the images, x0.3 from half of the rounds on")
     momentum_images: BelowOne = setting(0.5, "of the image steps")
@@ -39,9 +40,9 @@ class APMSettings(LabelledByPool, IterativeSettings):
     )
 
     def contradiction(self, conditions: Conditions) -> Contradiction | None:
-        """Also checkpoints that do not divide the epochs of students."""
+        """Also checkpoints that do not divide the epochs of students, where there are some."""
         found, epochs = super().contradiction(conditions), conditions.epochs
-        if found or not epochs % self.checkpoints:
+        if found or self.start_only or not epochs % self.checkpoints:
             return found
         return "checkpoints", f"{self.checkpoints} does not divide recipe.epochs: {epochs}"
 
@@ -57,6 +58,7 @@ class APMPlusSettings(APMSettings):
 
     implementation: ClassVar[str] = "apm.plus:APMPlus"
     pool: ClassVar[PoolName | None] = "aligned_teachers"
+    start_keys: ClassVar[frozenset[str] | None] = frozenset({"start", "teacher_epochs"})
 
     ce: AtLeast = setting(1.0, "weight of the teacher's cross-entropy on the images")
     augment_images: bool = setting(True, "DSA in the image update too")

@@ -13,6 +13,7 @@ class FeatureSettings(IterativeSettings):
     pool: ClassVar[PoolName | None] = "teachers"
     embeds: ClassVar[bool] = True
     recipe_keys: ClassVar[frozenset[str]] = frozenset()
+    start_keys: ClassVar[frozenset[str] | None] = frozenset()
     labels_of: ClassVar[LabelsOf] = "classes"
 
     batch_real: Count = setting(1024, "real images of a class in a round")

@@ -12,6 +12,7 @@ class DCSettings(IterativeSettings):
 
     implementation: ClassVar[str] = "dc:DC"
     recipe_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
+    start_keys: ClassVar[frozenset[str] | None] = frozenset({"start"})
     labels_of: ClassVar[LabelsOf] = "classes"
 
     lr_images: Above = setting(0.1, "step of the images")

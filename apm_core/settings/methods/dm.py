@@ -13,6 +13,7 @@ class DMSettings(IterativeSettings):
     implementation: ClassVar[str] = "dm:DM"
     embeds: ClassVar[bool] = True
     recipe_keys: ClassVar[frozenset[str]] = frozenset({"augment"})
+    start_keys: ClassVar[frozenset[str] | None] = frozenset()
     labels_of: ClassVar[LabelsOf] = "classes"
 
     lr_images: Above = setting(1.0, "step of the images")
