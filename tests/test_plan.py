@@ -106,7 +106,8 @@ def leaves(value: BaseModel, prefix: str = "") -> dict[str, tuple[type[BaseModel
     return found
 
 
-SETTINGS = leaves(RunSettings())
+DEFAULTS = RunSettings()
+SETTINGS = leaves(DEFAULTS)
 TABLE = {"nas.reference.table": "t.csv", "nas.reference.column": "c"}
 LOSSES = {  # settings that go with another loss, and their names in their sections
     "methods.apm_plus.unrolled.rounds": "unrolled.rounds",
@@ -114,6 +115,7 @@ LOSSES = {  # settings that go with another loss, and their names in their secti
     "methods.tesla.soft_labels": "soft_labels",
 }
 EXTRA = {  # what has to change together with a key
+    **{f"{pool}.alpha": {f"{pool}.rho": 0.01} for pool in POOLS if not getattr(DEFAULTS, pool).rho},
     "nas.reference.source": TABLE,
     **{f"{pool}.snapshots": {"distill.methods": ["apm", "random", "herding"]} for pool in POOLS},
     **{key: {key.replace(name, "recipe.loss"): "soft_ce"} for key, name in LOSSES.items()},
@@ -228,6 +230,22 @@ def test_an_edited_key_changes_exactly_its_stages(key):
             return
         tries.append(value)
     pytest.fail(f"no other value changes anything: {tries}")
+
+
+@pytest.mark.parametrize(
+    ("base", "key", "value"),
+    [
+        ({"dataset.whitening": "channel"}, "dataset.zca_eps", 0.5),
+        ({}, "teachers.alpha", 0.5),
+        (
+            {"distill.methods": ["apm"], "teachers.snapshots": False},
+            "teachers.snapshot_type",
+            "float16",
+        ),
+    ],
+)
+def test_a_setting_that_others_leave_without_effect_changes_nothing(base, key, value):
+    assert changed({**base, key: value}, jobs(edited(base))) == set()
 
 
 def test_images_have_to_fit_every_architecture_that_is_trained():

@@ -31,6 +31,7 @@ from apm_core.settings.stages import (
 from apm_core.settings.training import (
     Network,
     OrderedTraining,
+    Pool,
     PoolName,
     PoolTraining,
     RecipeSettings,
@@ -151,6 +152,8 @@ class Plan:
         """The settings of the data stage."""
         dataset = self.settings.dataset
         images = _part(dataset, Images) | {"source": dataset.source or dataset.name}
+        if dataset.whitening != "zca":
+            del images["zca_eps"]
         return PrepareSettings(images=images, **self._common("prepare"))
 
     def pool(self, name: PoolName) -> PoolSettings:
@@ -158,7 +161,7 @@ class Plan:
         pool = self.settings.pools[name]
         kind = OrderedTraining if isinstance(pool, OrderedTraining) else PoolTraining
         return PoolSettings(
-            training=_part(pool, kind),
+            training=_training(pool, kind),
             network=self._network(self.settings.teachers.network),
             **self._common("teachers", precision=True),
         )
@@ -249,7 +252,7 @@ class Plan:
     def ceiling(self, network: str) -> CeilingSettings:
         """The settings of the ceiling of one architecture, trained on the full data."""
         section = self.settings.evaluate.ceiling
-        training = _part(self.settings.teachers, PoolTraining)
+        training = _training(self.settings.teachers, PoolTraining)
         training |= {"epochs": section.epochs} | CEILING_DEFAULTS
         return CeilingSettings(
             training=training,
@@ -340,6 +343,16 @@ class Plan:
     def _common(self, stage: str, *, precision: bool = False) -> dict[str, Any]:
         own = {"precision": self.settings.compute.precision} if precision else {}
         return {"seed": self.settings.seed, "algorithm": ALGORITHM[stage], **own}
+
+
+def _training(pool: Pool, kind: type[PoolTraining]) -> dict[str, Any]:
+    """How a pool is trained, without what its other settings leave without effect."""
+    told = _part(pool, kind)
+    if not pool.rho:
+        del told["alpha"]
+    if not pool.snapshots:
+        del told["snapshot_type"]
+    return told
 
 
 def _part(section: Section, kind: type[Section]) -> dict[str, Any]:
