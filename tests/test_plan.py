@@ -349,6 +349,13 @@ def test_an_override_changes_its_architecture_alone():
     assert (told.lr, told.epochs, told.networks) == (0.1, 1000, 5)
 
 
+def test_an_override_that_is_null_is_none():
+    plan = edited({"evaluate.overrides": {"vit": {"width": None, "epochs": 7}, "alexnet": None}})
+    assert plan.evaluate("vit").epochs == 7
+    plan = edited({"evaluate.overrides": {"vit": None}})
+    assert plan.evaluate("vit") == edited({}).evaluate("vit")
+
+
 def test_an_override_of_one_number_leaves_the_others_to_the_section():
     section = {"evaluate.networks": 3, "evaluate.rates": [0.3, 1.0]}
     plan = edited({**section, "evaluate.overrides": {"vit": {"epochs": 7}}})

@@ -389,13 +389,18 @@ def test_text_of_the_command_line_is_read_as_what_it_says():
             "teachers": {"lr": "0.1", "snapshots": "true"},
             "dataset": {"resolution": "null", "source": "null"},
             "methods": {"dm": {"recipe": {"loss": "null"}}},
-            "evaluate": {"rates": ["0.5", "1.0"]},
+            "evaluate": {
+                "rates": ["0.5", "1.0"],
+                "overrides": {"vit": {"epochs": "7"}, "alexnet": "null"},
+            },
             "compute": {"compile": "off"},
         }
     )
     assert settings.distill.rounds == 3 and settings.teachers.lr == 0.1
     assert settings.teachers.snapshots is True and settings.dataset.resolution is None
     assert settings.dataset.source is None and settings.methods.dm.recipe.loss is None
+    assert settings.evaluate.overrides["vit"].epochs == 7
+    assert settings.evaluate.overrides["alexnet"] is None
     assert settings.evaluate.rates == [0.5, 1.0] and settings.compute.compile == "off"
 
 

@@ -75,10 +75,11 @@ class Evaluation(Section):
     architectures: Annotated[Architectures, Field(min_length=1)] = setting(
         ["convnet", "vgg11", "resnet18", "vit"], "architectures to evaluate"
     )
-    overrides: Annotated[dict[Architecture, Override], Named] = setting(
+    overrides: Annotated[dict[Architecture, Override | None], Named] = setting(
         {},
         "other settings for some architectures (epochs, networks, width, lr, rates, batch,"
-        " optimizer, schedule, loss): {vit: {epochs: 300, optimizer: adam, lr: 0.0005}}",
+        " optimizer, schedule, loss): {vit: {epochs: 300, optimizer: adam, lr: 0.0005}}; null for"
+        " one: none, in place of those of a config below",
     )
     rates: Rates = setting([], RATES)
     hard_labels: Architectures = setting(
@@ -87,6 +88,11 @@ class Evaluation(Section):
     plain: Architectures = setting(["convnet"], "also evaluated without augmentation")
     kd: OnlineLabels = OnlineLabels()
     ceiling: Ceiling = Ceiling()
+
+    @property
+    def overridden(self) -> dict[Architecture, Override]:
+        """The overrides of the architectures that have one."""
+        return {name: own for name, own in self.overrides.items() if own}
 
     @property
     def trained_by_recipe(self) -> set[Architecture]:

@@ -228,10 +228,13 @@ class RunSettings(Section):
     def _require_effect(self) -> None:
         """Raise ConfigError for an override of what nothing in the run is trained with."""
         section = self.evaluate
-        for network, override in section.overrides.items():
+        for network, override in section.overridden.items():
             place = f"config: evaluate.overrides.{network}"
             if network not in section.trained | {self.continual.network}:
-                raise ConfigError(f"{place}: it is not evaluated: add it to evaluate.architectures")
+                raise ConfigError(
+                    f"{place}: it is not evaluated: add it to evaluate.architectures, or set it to"
+                    " null"
+                )
             if network in section.trained_by_recipe:
                 continue
             effective = {"width", "networks"} if network in section.kd.architectures else {"width"}
@@ -247,7 +250,7 @@ class RunSettings(Section):
         rate reach sets with several optimizers.
         """
         optimizers = {name: self.recipe_of(entry).optimizer for name, entry in self.entries.items()}
-        for network, override in self.evaluate.overrides.items():
+        for network, override in self.evaluate.overridden.items():
             place, own = f"evaluate.overrides.{network}", override.optimizer
             other = next((name for name, one in optimizers.items() if one != own), None)
             if own and other and override.lr is None:

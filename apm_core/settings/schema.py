@@ -107,15 +107,17 @@ def resolved(node: Mapping[str, Any], root: Schema) -> Mapping[str, Any]:
 
 
 def _read(value: Any, node: Mapping[str, Any], root: Schema) -> Any:  # noqa: ANN401
-    node = resolved(node, root)
+    forms = [resolved(form, root) for form in node.get("anyOf", [node])]
+    node = forms[0] if len(forms) == 1 else {}
     if isinstance(value, Mapping):
+        node = next((form for form in forms if form.get("type") == "object"), node)
         own, other = node.get("properties", {}), node.get("additionalProperties")
         other = other if isinstance(other, Mapping) else {}
         return {key: _read(item, own.get(key, other), root) for key, item in value.items()}
     if isinstance(value, list):
         return [_read(item, node.get("items", {}), root) for item in value]
-    type_ = node.get("type", [])
-    types = {type_} if isinstance(type_, str) else set(type_)
+    told = [form.get("type", []) for form in forms]
+    types = {name for one in told for name in ([one] if isinstance(one, str) else one)}
     choices = node.get("enum", [])
     if not isinstance(value, str) or value in choices or "string" in types:
         return value
