@@ -95,8 +95,8 @@ class IterativeSettings(MethodSettings):
     """The settings of a method that distils in rounds.
 
     Attributes:
-        start_keys: the settings that decide what it starts from, which no network that is trained
-            on the images has a part in; None: all, with the recipe.
+        start_keys: the settings that decide what it starts from, where the recipe has no part in
+            it; None: all, with the recipe.
     """
 
     start_keys: ClassVar[frozenset[str] | None] = None
