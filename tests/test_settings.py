@@ -294,7 +294,8 @@ def test_settings_load_without_torch():
         ),
         (
             {"distill.methods": [{"name": "random", "labels": "classes"}]},
-            "distill.methods.0.recipe.loss: l1 does not go with labels that are class indices: set",
+            "distill.methods.0.recipe.loss: l1 does not go with labels that are class indices:"
+            " set it to ce",
         ),
         (
             {"distill.methods": ["apm"], "methods": {"apm": {"recipe": {"loss": "ce"}}}},
@@ -328,7 +329,8 @@ def test_settings_load_without_torch():
         ),
         (
             {"distill.methods": [{"name": "tesla", "soft_labels": True}]},
-            "distill.methods.0.recipe.loss: ce does not go with soft_labels: true: set it",
+            "distill.methods.0.recipe.loss: ce does not go with soft_labels: true: set it to"
+            " soft_ce",
         ),
         ({"distill.methods": [{"name": "at_bptt", "spread": 50}]}, "distill.methods.0.spread: 50"),
         (
