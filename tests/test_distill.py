@@ -375,7 +375,7 @@ def test_a_method_without_rounds_is_asked_once_and_given_all_that_a_job_has(
 
 
 @pytest.mark.parametrize("name", methods())
-def test_a_method_says_whether_it_reads_embeddings(name, digits, teachers, cpu, tmp_path):
+def test_a_method_says_whether_it_reads_embeddings(name, digits, teachers, cpu):
     config = {
         "distill": {"methods": [name]},
         "teachers": {"network": "alexnet", "width": None, "snapshots": True},

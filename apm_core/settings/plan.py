@@ -190,10 +190,10 @@ class Plan:
         fields: dict[str, Any] = {}
         if own.trains:
             # a loss that labels of the method's own need is checked once more when it is built
-            keys = own.recipe_keys | ({"loss"} if own.needed_loss else set())
-            recipe = self.settings.recipe_of(item).model_dump(include=keys)
+            read = own.recipe_keys | ({"loss"} if own.needed_loss else set())
+            keys = read if start is None else set()
             fields |= {
-                "recipe": RecipeSettings(**recipe if start is None else {}),
+                "recipe": RecipeSettings(**self.settings.recipe_of(item).model_dump(include=keys)),
                 "precision": self.settings.compute.precision,
             }
         if own.trains and own.pool is None:

@@ -1,7 +1,7 @@
 """All settings of a run, read from its config."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
@@ -139,9 +139,7 @@ class RunSettings(Section):
                 )
             if name in entries:
                 raise ConfigError(f"config: {place}: a second entry has the name {name!r}")
-            entry = self._entry(stated, entries, place)
-            is_named = not isinstance(item, str)
-            entries[name] = entry if is_named else replace(entry, place=f"methods.{entry.method}")
+            entries[name] = self._entry(stated, entries, place)
         return entries
 
     def _entry(self, stated: dict[str, Any], earlier: Mapping[str, Entry], place: str) -> Entry:
@@ -159,6 +157,8 @@ class RunSettings(Section):
             names = list(dict.fromkeys([*methods(), *ready_entries(), *earlier]))
             raise ConfigError(f"config: {place}: there is no method {base!r}; {hint(base, names)}")
         changes = check(changes, type(settings), place)
+        if stated.keys() == {"name"}:
+            place = f"methods.{method}"
         return Entry(name, place, method, settings.changed(changes))
 
     def require_sense(self) -> None:
@@ -239,9 +239,9 @@ class RunSettings(Section):
                 continue
             effective = {"width", "networks"} if network in section.kd.architectures else {"width"}
             stated = override.model_dump(exclude_none=True)
-            for key in sorted(stated.keys() - effective):
+            if idle := sorted(stated.keys() - effective):
                 raise ConfigError(
-                    f"{place}.{key}: no {network} is trained by the recipe of a set: add it to"
+                    f"{place}.{idle[0]}: no {network} is trained by the recipe of a set: add it to"
                     " evaluate.architectures, or leave the key out"
                 )
 

@@ -85,11 +85,10 @@ def check(config: Any, model: type[BaseModel], *place: str) -> Any:  # noqa: ANN
     errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: list(e.path))
     if errors:
         raise ConfigError(_one_line(_innermost(errors[0]), place))
-    for key in _keys(config, *place):
-        if not isinstance(key[-1], str):
-            full = ".".join(map(str, key))
-            raise ConfigError(f"config: {full}: a key is text: write it in quotes, or correct it")
-    for key, value in _leaves(config, *place):
+    for path, value in _inside(config, *place):
+        key = ".".join(map(str, path))
+        if not isinstance(path[-1], str):
+            raise ConfigError(f"config: {key}: a key is text: write it in quotes, or correct it")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"config: {key}: {value} is not a finite number")
     return config
@@ -129,22 +128,13 @@ def _read(value: Any, node: Mapping[str, Any], root: Schema) -> Any:  # noqa: AN
     return parsed if fits else value
 
 
-def _leaves(value: Any, *path: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+def _inside(value: Any, *path: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:  # noqa: ANN401
+    """The path and the value of all that `value` holds, at any depth."""
     if isinstance(value, Mapping | list):
-        inner = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in inner:
-            yield from _leaves(item, *path, str(key))
-    else:
-        yield ".".join(path), value
-
-
-def _keys(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401
-    """The path of every key of a mapping in `value`."""
-    if isinstance(value, Mapping | list):
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            if isinstance(value, Mapping):
-                yield (*path, key)
-            yield from _keys(item, *path, key)
+        numbered = ((str(number), item) for number, item in enumerate(value))
+        for key, item in value.items() if isinstance(value, Mapping) else numbered:
+            yield (*path, key), item
+            yield from _inside(item, *path, key)
 
 
 def _innermost(error: Any) -> Any:  # noqa: ANN401 - a ValidationError
